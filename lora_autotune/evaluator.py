@@ -1,0 +1,67 @@
+"""The seam of the measuring. A real GPU and a recording are peers behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from lora_autotune.space import Config
+from lora_autotune.task import Task, Workload
+from lora_autotune.trial import Failure, Trial
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Platform:
+    """What measurements were made on. Numbers from two platforms are never mixed.
+
+    Attributes:
+        device: the CUDA device's name, as the driver gives it ("NVIDIA H200").
+        triton: version of Triton ("3.6.0").
+        kernels: which kernels ("builtin").
+    """
+
+    device: str
+    triton: str
+    kernels: str = "builtin"
+
+
+class Evaluator(Protocol):
+    """Evaluates configs of one task on one workload. Knows no strategy.
+
+    Attributes:
+        task: what is evaluated.
+        workload: the batches it is timed on.
+        platform: what it is measured on.
+        replayed: True when the numbers were recorded earlier.
+        capacity: how many submitted configs keep it busy.
+    """
+
+    task: Task
+    workload: Workload
+    platform: Platform
+    replayed: bool
+    capacity: int
+
+    def submit(self, config: Config, /) -> None:
+        """Hand over a config to evaluate; returns at once."""
+
+    def collect(self) -> Trial:
+        """The next finished trial, without a cost, in any order; blocks until there is one.
+
+        Raises:
+            EvaluatorError: nothing was submitted, or the machine cannot evaluate anything.
+        """
+
+    def remeasure(
+        self, configs: Sequence[Config], /, *, rounds: int
+    ) -> list[list[tuple[float, ...] | Failure]]:
+        """Time configs that were measured before against each other, interleaved.
+
+        Each round times every config once, in the order given, so that drift hits all alike.
+        Returns, for each config, its result in each round: a time in microseconds for every
+        instance of the workload, or a Failure.
+        """
+
+    def close(self) -> None:
+        """Let go of whatever it holds; submitted configs are abandoned."""

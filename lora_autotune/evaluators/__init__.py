@@ -1,0 +1,1 @@
+"""What evaluates configs: the GPU of this machine, or a recording of another."""

@@ -1,0 +1,1 @@
+"""The CSGMV LoRA kernels, the batches they serve, and the reference that judges them."""

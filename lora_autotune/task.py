@@ -1,0 +1,157 @@
+"""What is tuned: one kernel at one shape and chunk size, on the batches it will serve."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from lora_autotune.errors import UsageError
+
+KernelName = Literal["shrink", "expand"]
+DTypeName = Literal["float16", "bfloat16"]
+
+KERNELS: tuple[str, ...] = get_args(KernelName)
+DTYPES: tuple[str, ...] = get_args(DTypeName)
+CHUNK_SIZES = (16, 32, 64, 128)
+MAX_RANK = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """One batch that a task is timed on.
+
+    Attributes:
+        tokens: rows in the batch.
+        adapters: LoRA adapters that the rows are spread over, evenly and in contiguous runs.
+        weight: share of this batch in the task's cost; the weights of a workload are relative.
+    """
+
+    tokens: int
+    adapters: int = 1
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1 or self.adapters < 1:
+            raise UsageError(f"an instance needs at least one token and one adapter, not {self}")
+        if self.adapters > self.tokens:
+            raise UsageError(
+                f"{self.tokens} tokens cannot be spread over {self.adapters} adapters",
+                hint="give at least as many tokens as adapters",
+            )
+        if not 0 < self.weight < float("inf"):
+            raise UsageError(f"an instance's weight must be positive and finite, not {self.weight}")
+
+    def __str__(self) -> str:
+        return f"{self.tokens}:{self.adapters}"
+
+
+Workload = tuple[Instance, ...]
+
+PREFILL = Instance(tokens=30_720, adapters=1)
+"""60 requests of 512 tokens, one adapter: the batch that published configs are tuned on."""
+
+DECODE = Instance(tokens=32, adapters=8)
+"""32 requests, one token each, over the 8 adapter slots of a default server."""
+
+SMALL_BATCH = Instance(tokens=128, adapters=8)
+"""A batch in the range (64 to 255 tokens) that a server runs at chunk size 32."""
+
+
+def default_workload(chunk_size: int) -> Workload:
+    """The batches that reach a chunk size on the servers that use it, equally weighted.
+
+    A server picks its chunk size from the batch's tokens (under 64: 16; under 256: 32; else 128)
+    and clamps it to ``max_lora_chunk_size``. So chunk size 16 runs everything from one decode token
+    to a full prefill on a default server, 32 runs the small batches where it is allowed and the
+    large ones where it is the clamp, and 64 and 128 only ever see large ones.
+    """
+    if chunk_size <= 16:
+        return (DECODE, PREFILL)
+    if chunk_size <= 32:
+        return (SMALL_BATCH, PREFILL)
+    return (PREFILL,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One kernel at one shape and chunk size.
+
+    Attributes:
+        kernel: "shrink" (LoRA A) or "expand" (LoRA B).
+        K: shrink: the layer's input width; expand: its output width.
+        R: the largest rank that the server allows.
+        S: fused slices: 3 for q/k/v, 2 for gate/up, else 1.
+        chunk_size: most tokens in a segment, the kernel's BLOCK_M.
+        dtype: "float16" or "bfloat16".
+        slice_offsets: expand only: the S + 1 boundaries of the slices in the output, from 0 to K.
+            None splits K into S equal slices.
+    """
+
+    kernel: KernelName
+    K: int
+    R: int
+    S: int
+    chunk_size: int
+    dtype: DTypeName = "float16"
+    slice_offsets: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kernel not in KERNELS:
+            raise UsageError(f"unknown kernel {self.kernel!r}", hint="allowed: shrink, expand")
+        if self.dtype not in DTYPES:
+            raise UsageError(f"unknown dtype {self.dtype!r}", hint=f"allowed: {', '.join(DTYPES)}")
+        for name in ("K", "R", "S", "chunk_size"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise UsageError(f"{name} must be a positive integer, not {value!r}")
+        if self.chunk_size < 16 or self.chunk_size & (self.chunk_size - 1):
+            raise UsageError(
+                f"chunk size {self.chunk_size} cannot be a kernel's BLOCK_M",
+                hint="a power of two from 16 on: 16, 32, 64, 128",
+            )
+        if self.R > MAX_RANK:
+            raise UsageError(f"rank {self.R} is over the largest supported, {MAX_RANK}")
+        if self.kernel == "shrink" and self.slice_offsets is not None:
+            raise UsageError("slice offsets belong to expand tasks only")
+        if self.kernel == "expand":
+            self._check_slices()
+
+    def _check_slices(self) -> None:
+        if self.slice_offsets is None:
+            if self.K % self.S:
+                raise UsageError(
+                    f"an output of {self.K} columns is not {self.S} equal slices",
+                    hint="give the widths of the slices (--slices)",
+                )
+            width = self.K // self.S
+            offsets = tuple(width * i for i in range(self.S + 1))
+            object.__setattr__(self, "slice_offsets", offsets)
+            return
+        offsets = self.slice_offsets
+        if len(offsets) != self.S + 1 or offsets[0] != 0 or offsets[-1] != self.K:
+            raise UsageError(f"slice offsets {offsets} do not cut {self.K} columns into {self.S}")
+        if any(a >= b for a, b in itertools.pairwise(offsets)):
+            raise UsageError(f"slice offsets {offsets} do not increase")
+
+    @property
+    def key(self) -> str:
+        """A name for messages and records, unique among the tasks of one GPU and Triton."""
+        parts = [f"{self.kernel},K={self.K},R={self.R},S={self.S},chunk={self.chunk_size}"]
+        parts.append(self.dtype)
+        if self.slice_offsets is not None and self.S > 1:
+            widths = itertools.pairwise(self.slice_offsets)
+            parts.append("slices=" + "+".join(str(b - a) for a, b in widths))
+        return ",".join(parts)
+
+    def __str__(self) -> str:
+        return f"{self.kernel} K={self.K} R={self.R} S={self.S} chunk {self.chunk_size}"
+
+
+def offsets_from_widths(widths: Sequence[int]) -> tuple[int, ...]:
+    """Boundaries of slices from their widths: (2048, 1024) -> (0, 2048, 3072)."""
+    offsets = [0]
+    for width in widths:
+        offsets.append(offsets[-1] + width)
+    return tuple(offsets)

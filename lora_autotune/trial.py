@@ -1,0 +1,103 @@
+"""What came of one configuration: a measurement, a failure, or a candidate dropped early."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from lora_autotune.space import Config
+from lora_autotune.task import Workload
+
+FailureKind = Literal["compile", "timeout", "resources", "crash", "wrong", "memory"]
+"""Why a candidate failed: the compiler refused it; it took too long to compile or to run; it needs
+more shared memory, registers or threads than the device has; it crashed its process or the CUDA
+context; its result differs from the reference; the device ran out of memory."""
+
+FAILURE_KINDS: tuple[str, ...] = get_args(FailureKind)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """What a compiled kernel needs on the device.
+
+    Attributes:
+        registers: registers per thread.
+        spill_bytes: bytes of registers spilled to local memory, per thread.
+        smem_bytes: shared memory per program.
+    """
+
+    registers: int
+    spill_bytes: int
+    smem_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """A candidate that runs and computes the right thing.
+
+    Attributes:
+        times_us: median time of one launch for each instance of the workload, in its order.
+        coarse: stopped after few repeats because it was clearly behind the best.
+    """
+
+    times_us: tuple[float, ...]
+    coarse: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A candidate that cannot be used, and why."""
+
+    kind: FailureKind
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruned:
+    """A candidate dropped before it was timed in full, by a rule that says it cannot win.
+
+    Attributes:
+        rule: the rule, in words.
+        times_us: what was timed before it was dropped, for the first instances of the workload.
+    """
+
+    rule: str
+    times_us: tuple[float, ...] = ()
+
+
+Outcome = Measurement | Failure | Pruned
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One configuration and what came of it.
+
+    Attributes:
+        config: the configuration.
+        outcome: its measurement, its failure, or the rule that pruned it.
+        cost: what a strategy minimises: the weighted mean over the workload's instances of the
+            time relative to the default's (1.0: as fast as the default). None without times.
+        compile_s: seconds that compiling took, None when unknown.
+        resources: what the compiled kernel needs, None when unknown.
+    """
+
+    config: Config
+    outcome: Outcome
+    cost: float | None = None
+    compile_s: float | None = None
+    resources: Resources | None = None
+
+
+def relative_cost(
+    times_us: tuple[float, ...], baseline_us: tuple[float, ...], workload: Workload
+) -> float:
+    """Weighted mean of the times relative to a baseline's, dimensionless.
+
+    Ratios, not microseconds, so that a 5 us decode launch counts as much as a 250 us prefill.
+    """
+    total = sum(instance.weight for instance in workload)
+    ratios = (
+        instance.weight * time / base
+        for instance, time, base in zip(workload, times_us, baseline_us, strict=True)
+    )
+    return sum(ratios) / total

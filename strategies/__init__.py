@@ -1,0 +1,1 @@
+"""Search strategies, one small file each; see :mod:`lora_autotune.strategy`."""
