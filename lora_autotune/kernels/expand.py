@@ -1,0 +1,140 @@
+"""The expand kernel (LoRA B): adds each row's scaled LoRA product to the layer's output."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _add_product(
+    x_rows,
+    w_adapter,
+    out_rows,
+    live,
+    scaling,
+    slice_offsets,
+    rank,
+    column,
+    OUTPUT_DIM: tl.constexpr,
+    R: tl.constexpr,
+    S: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    WALK: tl.constexpr,
+):
+    """Walk the output tiles of one program, slice by slice (nearly always one), x kept in place."""
+    end = tl.minimum(column + WALK * BLOCK_N, OUTPUT_DIM)
+    first_slice = 0
+    end_slice = 1
+    for i in tl.static_range(1, S):
+        boundary = tl.load(slice_offsets + i).to(tl.int32)
+        first_slice += (boundary <= column).to(tl.int32)
+        end_slice += (boundary < end).to(tl.int32)
+
+    k = tl.arange(0, BLOCK_K)
+    for i in range(first_slice, end_slice):
+        slice_start = tl.load(slice_offsets + i).to(tl.int32)
+        slice_end = tl.load(slice_offsets + i + 1).to(tl.int32)
+        x_slice = x_rows + i * rank
+        if R <= BLOCK_K:
+            x = tl.load(
+                x_slice[:, None] + k[None, :],
+                mask=live[:, None] & (k[None, :] < rank),
+                other=0.0,
+            )
+        first_tile = tl.maximum(slice_start - column, 0) // BLOCK_N
+        end_tile = tl.cdiv(tl.minimum(slice_end, end) - column, BLOCK_N)
+        for tile in range(first_tile, end_tile):
+            n = column + tile * BLOCK_N + tl.arange(0, BLOCK_N)
+            out_tile = out_rows[:, None] + n[None, :]
+            mask = live[:, None]
+            if OUTPUT_DIM % BLOCK_N != 0:
+                mask &= n[None, :] < OUTPUT_DIM
+            old = tl.load(out_tile, mask=mask, other=0.0)
+            in_slice = (n >= slice_start) & (n < slice_end)
+            w_tile = w_adapter + n[None, :] * R + k[:, None]
+            if R <= BLOCK_K:
+                w = tl.load(w_tile, mask=in_slice[None, :] & (k[:, None] < rank), other=0.0)
+                sums = tl.dot(x, w)
+            else:
+                sums = tl.zeros((live.shape[0], BLOCK_N), dtype=tl.float32)
+                for first in range(0, R, BLOCK_K):
+                    inside = first + k < rank
+                    x_part = tl.load(
+                        x_slice[:, None] + first + k[None, :],
+                        mask=live[:, None] & inside[None, :],
+                        other=0.0,
+                    )
+                    w = tl.load(
+                        w_tile + first, mask=in_slice[None, :] & inside[:, None], other=0.0
+                    )
+                    sums = tl.dot(x_part, w, sums)
+            new = old.to(tl.float32) + scaling * sums
+            tl.store(out_tile, new.to(old.dtype), mask=mask)
+
+
+@triton.jit(do_not_specialize=["num_segs"])
+def expand_kernel(
+    x,
+    weights,
+    output,
+    output_stride,
+    seg_indptr,
+    weight_indices,
+    lora_ranks,
+    permutation,
+    scalings,
+    slice_offsets,
+    num_segs,
+    OUTPUT_DIM: tl.constexpr,
+    R: tl.constexpr,
+    S: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    WALK: tl.constexpr,
+):
+    """WALK tiles of ``output[rows] += scaling * x[rows, slice] @ weights[adapter, slice].T``.
+
+    Shapes: x (s, S * R), weights (adapters, OUTPUT_DIM, R), output (s, >= OUTPUT_DIM) with inner
+    stride 1; programs run over (segment, WALK * BLOCK_N columns), columns fastest. Tiles are cut at
+    multiples of BLOCK_N whatever the slices' widths, so that none is empty and every access is
+    aligned; a tile that a slice boundary crosses is visited once for each slice, with the rows of
+    ``weights`` outside the slice masked. An adapter of rank r reads slice i of x at columns
+    [i * r, (i + 1) * r).
+    """
+    SPAN: tl.constexpr = WALK * BLOCK_N
+    SPANS: tl.constexpr = (OUTPUT_DIM + SPAN - 1) // SPAN
+    segment = tl.program_id(0) // SPANS
+    column = tl.program_id(0) % SPANS * SPAN
+    if segment >= num_segs:
+        return
+    start = tl.load(seg_indptr + segment)
+    length = tl.load(seg_indptr + segment + 1) - start
+    if length <= 0:
+        return
+    adapter = tl.load(weight_indices + segment).to(tl.int64)
+    rank = tl.load(lora_ranks + adapter)
+    if rank <= 0:
+        return
+
+    m = tl.arange(0, BLOCK_M)
+    live = m < length
+    rows = tl.load(permutation + start + m, mask=live, other=0).to(tl.int64)
+    x_rows = x + rows * (S * R)
+    w_adapter = weights + adapter * (OUTPUT_DIM * R)
+    out_rows = output + rows * output_stride
+    scaling = tl.load(scalings + adapter).to(tl.float32)
+    # The multiplication tells the compiler that masks and offsets made from the rank are aligned.
+    # tl.multiple_of would tell it so in the other branch as well.
+    if rank % 16 == 0:
+        _add_product(
+            x_rows, w_adapter, out_rows, live, scaling, slice_offsets, rank // 16 * 16, column,
+            OUTPUT_DIM, R, S, BLOCK_N, BLOCK_K, WALK,
+        )  # fmt: skip
+    else:
+        _add_product(
+            x_rows, w_adapter, out_rows, live, scaling, slice_offsets, rank, column,
+            OUTPUT_DIM, R, S, BLOCK_N, BLOCK_K, WALK,
+        )  # fmt: skip
