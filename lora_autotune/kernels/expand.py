@@ -66,9 +66,7 @@ def _add_product(
                         mask=live[:, None] & inside[None, :],
                         other=0.0,
                     )
-                    w = tl.load(
-                        w_tile + first, mask=in_slice[None, :] & inside[:, None], other=0.0
-                    )
+                    w = tl.load(w_tile + first, mask=in_slice[None, :] & inside[:, None], other=0.0)
                     sums = tl.dot(x_part, w, sums)
             new = old.to(tl.float32) + scaling * sums
             tl.store(out_tile, new.to(old.dtype), mask=mask)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from lora_autotune.loader import get_lora_expand_config, get_lora_shrink_config
 from torch import Tensor
 
 from lora_autotune.kernels.batch import Batch
 from lora_autotune.kernels.launch import expand_launch, shrink_launch
-from lora_autotune.loader import get_lora_expand_config, get_lora_shrink_config
 
 
 def shrink_forward(
@@ -34,9 +34,7 @@ def shrink_forward(
     """
     columns, width = weights.shape[1:]
     if config is None:
-        config = get_lora_shrink_config(
-            width, columns // num_slices, num_slices, batch.chunk_size
-        )
+        config = get_lora_shrink_config(width, columns // num_slices, num_slices, batch.chunk_size)
     output = torch.empty((x.shape[0], columns), dtype=x.dtype, device=x.device)
     shrink_launch(x, weights, output, batch, num_slices, config)()
     return output

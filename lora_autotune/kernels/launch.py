@@ -15,7 +15,7 @@ from lora_autotune.kernels.batch import Batch
 from lora_autotune.kernels.expand import expand_kernel
 from lora_autotune.kernels.shrink import shrink_kernel
 
-MAX_WALK = 4
+MAX_WALK = 8
 """Most output tiles that one expand program walks with its x tile kept."""
 
 
@@ -85,7 +85,7 @@ def expand_launch(
     slice_offsets: Tensor,
     config: Mapping[str, int],
     *,
-    multiprocessors: int | None = None,
+    walk: int | None = None,
 ) -> Launch:
     """The expand kernel on (s, S * R), (adapters, OUTPUT_DIM, R) -> (s, >= OUTPUT_DIM).
 
@@ -96,12 +96,12 @@ def expand_launch(
         batch: the rows' segments.
         slice_offsets: int64 (S + 1,), on the device.
         config: BLOCK_N, BLOCK_K and the options to pass on.
-        multiprocessors: of the device compiled for; None asks the device of ``x``.
+        walk: output tiles that one program walks; None: what suits the batch and the device.
     """
     output_dim = weights.shape[1]
-    cores = multiprocessors or _multiprocessors(x.device)
     tiles = triton.cdiv(output_dim, config["BLOCK_N"])
-    walk = walk_length(tiles, batch.likely_segments, cores)
+    if walk is None:
+        walk = walk_length(tiles, batch.likely_segments, _multiprocessors(x.device))
     return Launch(
         kernel=expand_kernel,
         programs=batch.grid_segments * triton.cdiv(tiles, walk),

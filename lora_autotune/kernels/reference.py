@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -57,7 +58,7 @@ def expand_reference(
     offsets = slice_offsets.tolist()
     for rows, adapter, rank in _segments(batch):
         scaling = float(batch.scalings[adapter])
-        for i, (start, end) in enumerate(zip(offsets, offsets[1:], strict=False)):
+        for i, (start, end) in enumerate(itertools.pairwise(offsets)):
             part = x[rows, i * rank : (i + 1) * rank].double()
             weight = weights[adapter, start:end, :rank].double()
             columns = torch.arange(start, end, device=x.device)

@@ -1,0 +1,88 @@
+"""The compile workers' jobs: Triton for a GPU that this process never touches."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+
+from lora_autotune.evaluators.gpu import Gpu
+from lora_autotune.evaluators.plan import empty_operands, task_launch, task_offsets, walk_of
+from lora_autotune.kernels.batch import served_batch
+from lora_autotune.space import Config
+from lora_autotune.task import Task, Workload
+from lora_autotune.trial import Failure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compiled:
+    """A candidate in the Triton cache, ready to be loaded.
+
+    Attributes:
+        compile_s: seconds that it took.
+        smem_bytes: shared memory per program, the most of its variants.
+        failure: why it cannot run, if so.
+    """
+
+    compile_s: float
+    smem_bytes: int = 0
+    failure: Failure | None = None
+
+
+class _TargetOnly:
+    """A Triton driver that knows what to compile for, and can do nothing else."""
+
+    def __init__(self, capability: int) -> None:
+        self._target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, _device: int = 0) -> int:
+        return 0
+
+
+_gpu: Gpu
+
+
+def set_up(gpu: Gpu, cache_dir: str) -> None:
+    """Make this process compile for a GPU, into a Triton cache."""
+    global _gpu  # noqa: PLW0603 - a worker process has one state, set once
+    _gpu = gpu
+    os.environ["TRITON_CACHE_DIR"] = cache_dir
+    triton.runtime.driver.set_active(_TargetOnly(gpu.capability))
+
+
+def compile_config(task: Task, workload: Workload, config: Config) -> Compiled:
+    """Compile a config as the task's workload launches it."""
+    started_s = time.perf_counter()
+    options = config.as_dict()
+    smem_bytes = 0
+    try:
+        for batch in [
+            served_batch(i, rank=task.R, chunk_size=task.chunk_size, device="meta")
+            for i in workload
+        ]:
+            operands = empty_operands(task, batch, device="meta")
+            offsets = task_offsets(task, device="meta")
+            walk = walk_of(task, batch, options, _gpu.multiprocessors)
+            kernel: Any = task_launch(task, operands, batch, offsets, options, walk).compile()
+            smem_bytes = max(smem_bytes, kernel.metadata.shared)
+    except Exception as error:  # whatever the compiler says no with is the candidate's failure
+        message = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        failure = Failure(kind="compile", message=message)
+        return Compiled(compile_s=time.perf_counter() - started_s, failure=failure)
+    refused = None
+    if smem_bytes > _gpu.smem_bytes:
+        text = f"needs {smem_bytes} bytes of shared memory, the device has {_gpu.smem_bytes}"
+        refused = Failure(kind="resources", message=text)
+    return Compiled(
+        compile_s=time.perf_counter() - started_s, smem_bytes=smem_bytes, failure=refused
+    )

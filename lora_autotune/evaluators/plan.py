@@ -1,0 +1,79 @@
+"""A task's tensors, real or "meta", and the launches made from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lora_autotune.kernels.batch import Batch
+from lora_autotune.kernels.launch import Launch, expand_launch, shrink_launch, walk_length
+from lora_autotune.task import Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operands:
+    """What one launch of a task reads and writes.
+
+    Attributes:
+        x: shrink (s, K), expand (s, S * R).
+        weights: shrink (adapters, S * R, K), expand (adapters, K, R).
+        output: shrink (s, S * R), expand (s, >= K).
+    """
+
+    x: Tensor
+    weights: Tensor
+    output: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all three."""
+        return sum(t.numel() * t.element_size() for t in (self.x, self.weights, self.output))
+
+
+def shapes(task: Task, rows: int, adapters: int) -> tuple[tuple[int, ...], ...]:
+    """Shapes of x, weights and output for a batch."""
+    if task.kernel == "shrink":
+        columns = task.S * task.R
+        return (rows, task.K), (adapters, columns, task.K), (rows, columns)
+    return (rows, task.S * task.R), (adapters, task.K, task.R), (rows, task.K)
+
+
+def empty_operands(task: Task, batch: Batch, *, device: torch.device | str) -> Operands:
+    """Uninitialised operands; on "meta" they take no memory."""
+    dtype = getattr(torch, task.dtype)
+    x, weights, output = (
+        torch.empty(shape, dtype=dtype, device=device)
+        for shape in shapes(task, batch.permutation.shape[0], batch.lora_ranks.shape[0])
+    )
+    return Operands(x=x, weights=weights, output=output)
+
+
+def task_offsets(task: Task, *, device: torch.device | str) -> Tensor:
+    """The task's slice boundaries as the kernel reads them: int64 (S + 1,)."""
+    return torch.tensor(task.slice_offsets or (0,), dtype=torch.int64).to(device)
+
+
+def walk_of(task: Task, batch: Batch, config: Mapping[str, int], multiprocessors: int) -> int:
+    """Tiles that one program walks for a batch; 1 for shrink, which doesn't walk."""
+    if task.kernel == "shrink":
+        return 1
+    tiles = -(-task.K // config["BLOCK_N"])
+    return walk_length(tiles, batch.likely_segments, multiprocessors)
+
+
+def task_launch(
+    task: Task,
+    operands: Operands,
+    batch: Batch,
+    offsets: Tensor,
+    config: Mapping[str, int],
+    walk: int,
+) -> Launch:
+    """The launch of a task's kernel on some operands."""
+    x, weights, output = operands.x, operands.weights, operands.output
+    if task.kernel == "shrink":
+        return shrink_launch(x, weights, output, batch, task.S, config)
+    return expand_launch(x, weights, output, batch, offsets, config, walk=walk)

@@ -1,0 +1,126 @@
+"""How long one launch takes: CUDA graphs of many launches over operands that the L2 cannot hold."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lora_autotune.evaluators.plan import Operands, shapes, task_launch, task_offsets, walk_of
+from lora_autotune.kernels.batch import Batch, served_batch
+from lora_autotune.kernels.launch import Launch
+from lora_autotune.space import Config
+from lora_autotune.task import Instance, Task
+
+MAX_SETS = 64
+LAUNCHES = 8
+"""Fewest launches in a graph, so that starting the graph weighs little."""
+
+REPLAYS = 9
+COARSE_REPLAYS = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """One instance of a task's workload, in device memory.
+
+    Attributes:
+        sets: operands to rotate over; together at least twice the L2, or MAX_SETS.
+    """
+
+    task: Task
+    batch: Batch
+    offsets: Tensor
+    sets: Sequence[Operands]
+    multiprocessors: int
+
+    def walk(self, config: Config) -> int:
+        """Tiles that one program walks."""
+        return walk_of(self.task, self.batch, config.as_dict(), self.multiprocessors)
+
+    def launches(self, config: Config) -> list[Launch]:
+        """One launch for each set of operands."""
+        options, walk = config.as_dict(), self.walk(config)
+        return [
+            task_launch(self.task, operands, self.batch, self.offsets, options, walk)
+            for operands in self.sets
+        ]
+
+
+def make_bench(
+    task: Task, instance: Instance, *, l2_bytes: int, multiprocessors: int, seed: int
+) -> Bench:
+    """Random operands on the current device; small weights, so that accumulating stays finite."""
+    device = torch.device("cuda")
+    generator = torch.Generator(device).manual_seed(seed)
+    batch = served_batch(instance, rank=task.R, chunk_size=task.chunk_size, device=device)
+    dtype = getattr(torch, task.dtype)
+    rows, adapters = batch.permutation.shape[0], batch.lora_ranks.shape[0]
+    x_shape, weight_shape, output_shape = shapes(task, rows, adapters)
+
+    def random(shape: tuple[int, ...], scale: float) -> Tensor:
+        return (torch.randn(shape, generator=generator, device=device) * scale).to(dtype)
+
+    def operands() -> Operands:
+        return Operands(
+            x=random(x_shape, 1.0),
+            weights=random(weight_shape, 0.002),
+            output=random(output_shape, 1.0),
+        )
+
+    sets = [operands()]
+    count = min(MAX_SETS, max(2, -(-2 * l2_bytes // sets[0].nbytes)))
+    sets += [operands() for _ in range(count - 1)]
+    return Bench(
+        task=task,
+        batch=batch,
+        offsets=task_offsets(task, device=device),
+        sets=sets,
+        multiprocessors=multiprocessors,
+    )
+
+
+class GraphTimer:
+    """A CUDA graph of launches that can be timed again and again."""
+
+    def __init__(self, launches: Sequence[Launch]) -> None:
+        repeats = -(-LAUNCHES // len(launches))
+        self._count = repeats * len(launches)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            for _ in range(repeats):
+                for launch in launches:
+                    launch()
+
+    def time_us(self) -> float:
+        """Microseconds of one launch, in one replay of the graph."""
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start.record()
+        self._graph.replay()
+        end.record()
+        end.synchronize()
+        elapsed_ms: float = start.elapsed_time(end)
+        return elapsed_ms * 1e3 / self._count
+
+
+def median_time_us(timer: GraphTimer, limit_us: float) -> tuple[float, bool]:
+    """Median microseconds of one launch, and whether it stopped early.
+
+    The first replay warms up; after COARSE_REPLAYS more, a candidate that is over ``limit_us`` is
+    not measured further.
+    """
+    timer.time_us()
+    times_us = [timer.time_us() for _ in range(COARSE_REPLAYS)]
+    if min(times_us) > limit_us:
+        return min(times_us), True
+    times_us += [timer.time_us() for _ in range(REPLAYS - COARSE_REPLAYS)]
+    return statistics.median(times_us), False
+
+
+def compiled_resources(kernel: Any) -> tuple[int, int, int]:
+    """(registers, spill bytes, shared-memory bytes) of a kernel that Triton has loaded."""
+    return kernel.n_regs, kernel.n_spills, kernel.metadata.shared

@@ -1,0 +1,157 @@
+"""One process that runs one job at a time, may hang or die, and can be replaced.
+
+Ours rather than a library's pool, because three things go together here: a job under a time limit,
+a worker that keeps state between jobs (a CUDA context), and the death of the whole process group
+(a killed compile takes its ptxas along).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from lora_autotune.errors import EvaluatorError
+
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Died:
+    """The worker is gone: killed at its limit, or dead by itself.
+
+    Attributes:
+        timed_out: True when it was killed at its time limit.
+        message: how it ended, with the last line that it printed.
+    """
+
+    timed_out: bool
+    message: str
+
+
+class Worker:
+    """A process of its own group that runs picklable module-level functions, one at a time."""
+
+    def __init__(self, setup: Callable[..., None], *args: Any) -> None:
+        self._setup = (setup, args)
+        self._deadline_s = float("inf")
+        self._limit_s = float("inf")
+        self.busy = False
+        self._start()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["lora_autotune.evaluators.preload"])
+        self.connection, theirs = context.Pipe()
+        descriptor, name = tempfile.mkstemp(prefix="lora-autotune-worker-")
+        os.close(descriptor)
+        self._printed = Path(name)
+        setup, args = self._setup
+        self._process = context.Process(
+            target=_serve, args=(theirs, name, setup, args), daemon=True
+        )
+        self._process.start()
+        theirs.close()
+
+    def submit(self, job: Callable[..., Any], *args: Any, timeout_s: float) -> None:
+        """Start a job; the clock runs from now."""
+        self.busy = True
+        self._limit_s = timeout_s
+        self._deadline_s = time.monotonic() + timeout_s
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.connection.send((job, args))
+
+    @property
+    def remaining_s(self) -> float:
+        """Seconds until the job's limit; infinite when idle."""
+        return self._deadline_s - time.monotonic() if self.busy else float("inf")
+
+    def result(self) -> Any:
+        """What the job returned, or Died; blocks until the one or the other.
+
+        Raises:
+            EvaluatorError: the job raised, which is a bug in it; the message has its traceback.
+        """
+        try:
+            ready = self.connection.poll(max(0.0, self.remaining_s))
+            reply = self.connection.recv() if ready else None
+        except (EOFError, ConnectionResetError):
+            ready, reply = True, None
+        self.busy = False
+        if reply is not None:
+            worked, value = reply
+            if not worked:
+                raise EvaluatorError(f"a worker's job failed unexpectedly:\n{value}")
+            return value
+        if ready:
+            self._process.join(5)
+            died = Died(timed_out=False, message=self._obituary())
+        else:
+            died = Died(timed_out=True, message=f"over its limit of {self._limit_s:.3g} s")
+        self.replace()
+        return died
+
+    def call(self, job: Callable[..., Any], *args: Any, timeout_s: float) -> Any:
+        """Run one job and wait for it: :meth:`submit` and :meth:`result`."""
+        self.submit(job, *args, timeout_s=timeout_s)
+        return self.result()
+
+    def replace(self) -> None:
+        """Kill the process with all its children and start a fresh one."""
+        self.close()
+        self._start()
+
+    def close(self) -> None:
+        """Kill the process with all its children."""
+        self.busy = False
+        if self._process.pid is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.kill()
+            self._process.join()
+        self.connection.close()
+        self._printed.unlink(missing_ok=True)
+
+    def _obituary(self) -> str:
+        code = self._process.exitcode
+        how = f"exit code {code}"
+        if code is not None and code < 0:
+            how = f"killed by {signal.Signals(-code).name}"
+        printed = self._printed.read_text(errors="replace").strip().splitlines()
+        return f"the process died: {how}" + (f": {printed[-1][:200]}" if printed else "")
+
+
+def _serve(
+    connection: Connection, printed: str, setup: Callable[..., None], args: tuple[Any, ...]
+) -> None:
+    """The worker's main: its own process group, its output captured, gone with its parent."""
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    descriptor = os.open(printed, os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    ready = False
+    while True:
+        try:
+            job, job_args = connection.recv()
+        except EOFError:
+            return
+        try:
+            if not ready:
+                setup(*args)
+                ready = True
+            reply = (True, job(*job_args))
+        except Exception:
+            reply = (False, traceback.format_exc())
+        connection.send(reply)
