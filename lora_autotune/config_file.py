@@ -41,7 +41,7 @@ def config_file_name(kernel: str, K: int, R: int, S: int, device_name: str) -> s
 
 
 def version_folder(triton_version: str) -> str:
-    """ "3.6.0" -> "triton_3_6_0"."""
+    """The folder of a Triton version: 3.6.0 -> triton_3_6_0."""
     return "triton_" + triton_version.replace(".", "_")
 
 
@@ -54,7 +54,7 @@ def config_file_path(
 
 
 def folder_version(folder: str) -> tuple[int, ...] | None:
-    """ "triton_3_10_0" -> (3, 10, 0), which compares by number; None for another name."""
+    """A folder's version as numbers, triton_3_10_0 -> (3, 10, 0); None for another name."""
     match = _VERSION_FOLDER.fullmatch(folder)
     return tuple(int(part) for part in match[1].split("_")) if match else None
 

@@ -78,7 +78,7 @@ def read_landscape(path: Path) -> Landscape:
             raise ValueError(f"not the header of a landscape of version {VERSION}")
         task, workload, platform, space = _read_header(header)
         trials: dict[Config, Trial] = {}
-        for number, line in lines:
+        for number, line in lines:  # noqa: B007 - the handlers below name it
             trial = _read_trial(line, len(workload))
             if trial.config in trials:
                 raise ValueError(f"{trial.config} is there twice")

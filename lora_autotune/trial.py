@@ -101,3 +101,10 @@ def relative_cost(
         for instance, time, base in zip(workload, times_us, baseline_us, strict=True)
     )
     return sum(ratios) / total
+
+
+def mean_time_us(times_us: tuple[float, ...], workload: Workload) -> float:
+    """Weighted mean of the times, in microseconds: one number for people to read."""
+    total = sum(instance.weight for instance in workload)
+    pairs = zip(workload, times_us, strict=True)
+    return sum(instance.weight * time for instance, time in pairs) / total

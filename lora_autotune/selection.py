@@ -1,0 +1,234 @@
+"""The winner: the best few are measured again against the default, and must beat it beyond noise.
+
+Every round times the default, each finalist, and the default once more. The two defaults show what
+noise is; their mean is what the round's finalists are compared with, so drift cancels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from lora_autotune.evaluator import Evaluator
+from lora_autotune.space import Config
+from lora_autotune.task import Workload
+from lora_autotune.trial import Failure, Measurement, Trial, relative_cost
+
+FINALISTS = 5
+ROUNDS = 11
+MIN_ROUNDS = 7
+"""With fewer rounds not even a winner of all of them passes the sign test."""
+MAX_SIGN_TEST_P = 0.01
+MAX_REGRESSION = 0.02
+"""How much slower than the default a winner may be on any one instance of the workload."""
+
+Times = tuple[float, ...]
+Rounds = list[Times | Failure]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finalist:
+    """One of the best, measured again.
+
+    Attributes:
+        config: the configuration.
+        cost: median over the rounds of its cost against the default's times of the same round (or,
+            where the default does not run, against the best finalist's times in the search). None
+            when it failed.
+        failure: why it failed this time, None when it did not.
+        verdict: what became of it, in words.
+    """
+
+    config: Config
+    cost: float | None
+    failure: Failure | None = None
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """What a server should run, and why.
+
+    Attributes:
+        winner: the configuration; the default's where that stands; None when nothing runs.
+        tuned: the winner is not the default.
+        times_us: the winner's median time over the rounds, for each instance of the workload.
+        default_times_us: the same of the default, None when it does not run.
+        cost: the winner's paired cost (1.0: the default's), None without a default that runs.
+        noise: median over the rounds of the relative difference between the two measurements of
+            the default, None when it was not measured again.
+        reason: why this winner, in words.
+        finalists: those that were measured again, the best first.
+    """
+
+    winner: Config | None
+    tuned: bool
+    times_us: Times | None
+    default_times_us: Times | None
+    cost: float | None
+    noise: float | None = None
+    reason: str
+    finalists: tuple[Finalist, ...] = ()
+
+
+def fine_trials(trials: Iterable[Trial]) -> list[Trial]:
+    """The trials that were measured in full, the best first; equals stay in their order."""
+    fine = (t for t in trials if isinstance(t.outcome, Measurement) and not t.outcome.coarse)
+    return sorted(fine, key=lambda trial: trial.cost if trial.cost is not None else math.inf)
+
+
+def select(
+    evaluator: Evaluator,
+    trials: Sequence[Trial],
+    default: Config,
+    *,
+    finalists: int = FINALISTS,
+    rounds: int = ROUNDS,
+) -> Selection:
+    """Measure the best trials and the default again, and choose.
+
+    A finalist wins if, against the default's times of the same round, its median cost is below
+    1 - noise, it is faster in so many rounds that an exact one-sided sign test gives p <= 0.01, and
+    no instance's median time is over 1.02 of the default's. The lowest cost that passes is taken.
+
+    Args:
+        evaluator: measures again; its workload is the trials'.
+        trials: every trial of the task, with costs.
+        default: the configuration to beat; one of the trials is its own.
+        finalists: how many of the best are measured again.
+        rounds: how often, at least MIN_ROUNDS.
+    """
+    outcome = next(trial.outcome for trial in trials if trial.config == default)
+    best = [trial.config for trial in fine_trials(trials) if trial.config != default][:finalists]
+    if not isinstance(outcome, Measurement):
+        return _fastest(evaluator, best, rounds)
+    if not best:
+        return _default_stands(default, outcome.times_us, "nothing else could be measured")
+
+    first, *series, last = evaluator.remeasure([default, *best, default], rounds=rounds)
+    failure = _failure([*first, *last])
+    if failure is not None:
+        reason = f"the default failed when it was measured again ({failure.kind})"
+        return _default_stands(default, outcome.times_us, reason)
+    first_us, last_us = _times(first), _times(last)
+    workload = evaluator.workload
+    noise = median(
+        abs(relative_cost(b, a, workload) - 1) for a, b in zip(first_us, last_us, strict=True)
+    )
+    base = [
+        tuple((a + b) / 2 for a, b in zip(*pair, strict=True))
+        for pair in zip(first_us, last_us, strict=True)
+    ]
+    contest = [
+        _judge(config, results, base, workload, noise)
+        for config, results in zip(best, series, strict=True)
+    ]
+    contest.sort(key=lambda entry: math.inf if entry[0].cost is None else entry[0].cost)
+    entered = tuple(finalist for finalist, _ in contest)
+    for finalist, passed in contest:
+        if passed:
+            return Selection(
+                winner=finalist.config,
+                tuned=True,
+                times_us=_median_times(_times(series[best.index(finalist.config)])),
+                default_times_us=_median_times(base),
+                cost=finalist.cost,
+                noise=noise,
+                reason=finalist.verdict,
+                finalists=entered,
+            )
+    reason = f"no finalist beats it: {entered[0].config} {entered[0].verdict}"
+    return _default_stands(default, _median_times(base), reason, noise=noise, finalists=entered)
+
+
+def _judge(
+    config: Config, results: Rounds, base: Sequence[Times], workload: Workload, noise: float
+) -> tuple[Finalist, bool]:
+    failure = _failure(results)
+    if failure is not None:
+        verdict = f"failed when it was measured again ({failure.kind})"
+        return Finalist(config=config, cost=None, failure=failure, verdict=verdict), False
+    times = _times(results)
+    costs = [relative_cost(own, other, workload) for own, other in zip(times, base, strict=True)]
+    cost = median(costs)
+    wins = sum(cost < 1 for cost in costs)
+    ratios = [
+        median(own[i] / other[i] for own, other in zip(times, base, strict=True))
+        for i in range(len(workload))
+    ]
+    worst = max(ratios)
+    passed = False
+    if cost >= 1:
+        verdict = "is not faster than the default"
+    elif cost >= 1 - noise:
+        verdict = f"is {1 - cost:.1%} faster than the default, within the noise of {noise:.1%}"
+    elif _sign_test_p(wins, len(costs)) > MAX_SIGN_TEST_P:
+        verdict = f"is faster than the default in only {wins} of {len(costs)} rounds"
+    elif worst > 1 + MAX_REGRESSION:
+        tokens = workload[ratios.index(worst)].tokens
+        verdict = f"is {worst - 1:.1%} slower than the default on the batch of {tokens} tokens"
+    else:
+        passed = True
+        verdict = f"beats the default in {wins} of {len(costs)} rounds (noise {noise:.1%})"
+    return Finalist(config=config, cost=cost, verdict=verdict), passed
+
+
+def _sign_test_p(wins: int, rounds: int) -> float:
+    """Chance of at least so many wins in so many rounds if winning and losing were as likely."""
+    return sum(math.comb(rounds, k) for k in range(wins, rounds + 1)) / 2**rounds
+
+
+def _fastest(evaluator: Evaluator, best: Sequence[Config], rounds: int) -> Selection:
+    """Where the default does not run there is nothing to beat, and nothing to serve otherwise."""
+    nothing = Selection(
+        winner=None,
+        tuned=False,
+        times_us=None,
+        default_times_us=None,
+        cost=None,
+        reason="no configuration could be measured, not even the default",
+    )
+    if not best:
+        return nothing
+    contest: list[tuple[Finalist, Times]] = []
+    reference: Times | None = None
+    for config, results in zip(best, evaluator.remeasure(best, rounds=rounds), strict=True):
+        failure = _failure(results)
+        if failure is not None:
+            continue
+    del contest, reference
+    return nothing
+
+
+def _default_stands(
+    default: Config,
+    times_us: Times,
+    why: str,
+    *,
+    noise: float | None = None,
+    finalists: tuple[Finalist, ...] = (),
+) -> Selection:
+    return Selection(
+        winner=default,
+        tuned=False,
+        times_us=times_us,
+        default_times_us=times_us,
+        cost=1.0,
+        noise=noise,
+        reason=f"the default stands: {why}",
+        finalists=finalists,
+    )
+
+
+def _failure(results: Rounds) -> Failure | None:
+    return next((result for result in results if isinstance(result, Failure)), None)
+
+
+def _times(results: Rounds) -> list[Times]:
+    return [result for result in results if not isinstance(result, Failure)]
+
+
+def _median_times(rounds: Sequence[Times]) -> Times:
+    return tuple(median(times) for times in zip(*rounds, strict=True))
