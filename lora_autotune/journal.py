@@ -7,26 +7,37 @@ trial's value is its weighted mean time in microseconds, which is known before t
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import CategoricalDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lora_autotune.errors import JournalError
 from lora_autotune.evaluator import Platform
-from lora_autotune.space import Config
+from lora_autotune.space import DEFAULT_CONFIGS, Config, SearchSpace
 from lora_autotune.task import Task, Workload
-from lora_autotune.trial import Failure, Measurement, Outcome, Pruned, Resources, Trial
+from lora_autotune.trial import (
+    Failure,
+    Measurement,
+    Outcome,
+    Pruned,
+    Resources,
+    Trial,
+    mean_time_us,
+)
 
 _IDENTITY = "lora_autotune"
 _TRIAL = "trial"
+_LINE_START = b'{"op_code":'
 _STATES = {
     Measurement: TrialState.COMPLETE,
     Failure: TrialState.FAIL,
@@ -37,59 +48,76 @@ _STATES = {
 class Journal:
     """A journal file with the records of any number of tasks.
 
-    A last line that a crash tore is cut off on opening; every line before it was acknowledged.
+    A last line that a crash tore is cut off; every line before it was acknowledged.
 
     Raises:
-        JournalError: the file is no journal, is damaged in its middle, or cannot be written.
+        JournalError: the file is no journal (it is left as it is), is damaged, or cannot be
+            written.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         with _speaking_of(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock = JournalFileOpenLock(str(path))
-            if path.exists():
-                lock.acquire()
-                try:
-                    _cut_torn_line(path)
-                finally:
-                    lock.release()
-            self._storage = JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+            _check(path)
+            self._lock = _Lock(path)
+            with self._lock, _replaying(path):
+                self._storage = JournalStorage(JournalFileBackend(str(path), lock_obj=self._lock))
+
+    def check_resumable(self, tasks: Collection[Task]) -> None:
+        """Raise JournalError when the journal holds tasks, but none of these."""
+        held = [study.study_name for study in self._storage.get_all_studies()]
+        if held and not {task.key for task in tasks} & set(held):
+            raise JournalError(
+                f"{self.path} is a record of other tasks: {'; '.join(held)}",
+                hint="leave out --resume to add tasks to it, or name another --journal",
+            )
 
     def open(
-        self, task: Task, workload: Workload, platform: Platform, *, resume: bool = False
+        self,
+        task: Task,
+        workload: Workload,
+        platform: Platform,
+        *,
+        space: SearchSpace,
+        replayed: bool = False,
+        resume: bool = False,
     ) -> TaskRecord:
         """The record of a task, new or continued.
 
         Raises:
-            JournalError: it has trials and ``resume`` is false, or it was made on another
-                workload, GPU, Triton or kernels.
+            JournalError: it has trials and ``resume`` is false, or they were made on another
+                workload, GPU, Triton, kernels or space, or are replayed where these are not.
         """
         identity = {
             "task": task.key,
             "workload": " ".join(f"{i}x{i.weight:g}" for i in workload),
             **asdict(platform),
+            "replayed": replayed,
+            "space": {name: list(axis) for name, axis in space.axes.items()},
         }
-        with _speaking_of(self.path), _quiet():
+        with _speaking_of(self.path), self._lock, _quiet():
             study = optuna.create_study(
                 storage=self._storage, study_name=task.key, load_if_exists=True
             )
-            recorded = study.user_attrs.get(_IDENTITY)
-            if recorded is None:
+            held = study.get_trials(deepcopy=False)
+            if not held:
                 study.set_user_attr(_IDENTITY, identity)
-            known = [_to_trial(frozen) for frozen in study.get_trials(deepcopy=False)]
+            recorded = study.user_attrs.get(_IDENTITY, {})
         for name, value in identity.items():
-            if recorded is not None and recorded.get(name) != value:
+            if recorded.get(name) != value:
                 raise JournalError(
                     f"{self.path} has {task} on {name} {recorded.get(name)!r}, not {value!r}",
                     hint="name another --journal",
                 )
-        if known and not resume:
+        if held and not resume:
             raise JournalError(
-                f"{self.path} already has {len(known)} trials of {task}",
+                f"{self.path} already has {len(held)} trials of {task}",
                 hint="continue with --resume, or name another --journal",
             )
-        return TaskRecord(self.path, study, workload, known)
+        with _replaying(self.path):
+            known = [_to_trial(frozen) for frozen in held if frozen.state.is_finished()]
+        return TaskRecord(self.path, study, workload, known, _distributions(task, space))
 
 
 class TaskRecord:
@@ -100,37 +128,59 @@ class TaskRecord:
     """
 
     def __init__(
-        self, path: Path, study: optuna.Study, workload: Workload, trials: list[Trial]
+        self,
+        path: Path,
+        study: optuna.Study,
+        workload: Workload,
+        trials: list[Trial],
+        distributions: Mapping[str, CategoricalDistribution],
     ) -> None:
         self.trials = trials
         self._path = path
         self._study = study
         self._workload = workload
+        self._distributions = distributions
 
     def append(self, trial: Trial) -> None:
         """Make a trial durable: it is on the disk when this returns. Raises JournalError."""
+        frozen = _to_frozen(trial, self._workload, self._distributions)
         with _speaking_of(self._path):
-            self._study.add_trial(_to_frozen(trial, self._workload))
+            self._study.add_trial(frozen)
 
 
-def _to_frozen(trial: Trial, workload: Workload) -> FrozenTrial:
+def _distributions(task: Task, space: SearchSpace) -> dict[str, CategoricalDistribution]:
+    """The values on each axis and the default's; None is "absent".
+
+    Categorical, because "absent" is no number; and alike in every trial, because Optuna's
+    importances ignore a parameter that a trial lacks or draws from other choices.
+    """
+    default = DEFAULT_CONFIGS[task.kernel]
+    return {name: _choices({*axis, getattr(default, name)}) for name, axis in space.axes.items()}
+
+
+def _choices(values: Collection[int | None]) -> CategoricalDistribution:
+    return CategoricalDistribution(sorted(values, key=lambda value: value or 0))
+
+
+def _to_frozen(
+    trial: Trial, workload: Workload, distributions: Mapping[str, CategoricalDistribution]
+) -> FrozenTrial:
     # Optuna's plots and dashboard read parameters and values; we read the attribute back.
-    params = trial.config.as_dict()
-    distributions: dict[str, BaseDistribution] = {
-        name: CategoricalDistribution((value,)) for name, value in params.items()
-    }
+    params = {name: getattr(trial.config, name) for name in distributions}
     value = None
     if isinstance(trial.outcome, Measurement):
-        pairs = zip(workload, trial.outcome.times_us, strict=True)
-        value = sum(i.weight * us for i, us in pairs) / sum(i.weight for i in workload)
+        value = mean_time_us(trial.outcome.times_us, workload)
     frozen: FrozenTrial = create_trial(
         state=_STATES[type(trial.outcome)],
         value=value,
         params=params,
-        distributions=distributions,
+        distributions={
+            name: axis if params[name] in axis.choices else _choices({*axis.choices, params[name]})
+            for name, axis in distributions.items()
+        },
         user_attrs={
             _TRIAL: {
-                "config": params,
+                "config": trial.config.as_dict(),
                 "outcome": type(trial.outcome).__name__,
                 **asdict(trial.outcome),
                 "compile_s": trial.compile_s,
@@ -157,15 +207,79 @@ def _to_trial(frozen: FrozenTrial) -> Trial:
     )
 
 
-def _cut_torn_line(path: Path) -> None:
-    with path.open("rb+") as file:
-        content = file.read()
-        whole = content.rfind(b"\n") + 1
-        if not content.startswith(b'{"op_code"') and content:
+def _check(path: Path) -> None:
+    """Raise JournalError unless there is a journal, an empty file or none; only reads."""
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise JournalError(f"{path} is not a journal", hint="name another --journal")
+    with path.open("rb") as file:
+        if not _LINE_START.startswith(file.read(len(_LINE_START))):
             raise JournalError(f"{path} is not a journal", hint="name another --journal")
-        if whole < len(content):
-            file.truncate(whole)
-            os.fsync(file.fileno())
+        file.seek(0)
+        for number, line in enumerate(file, start=1):
+            if line.endswith(b"\n") and not _is_operation(line):
+                raise JournalError(
+                    f"{path} is damaged at line {number}", hint="name another --journal"
+                )
+
+
+def _is_operation(line: bytes) -> bool:
+    try:
+        operation = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(operation, dict) and "op_code" in operation
+
+
+class _Lock(JournalFileOpenLock):
+    """Optuna's lock, as a lock of the kernel on the journal itself; nests within a process.
+
+    Optuna's own is a file: one that a killed process leaves behind stops the next for 30 seconds.
+    This one goes with its process. Whoever gets it cuts off what a killed writer left unfinished,
+    so that nothing is ever glued to a torn line.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._depth = 0
+        self._descriptor = -1
+
+    def acquire(self) -> bool:
+        if self._depth == 0:
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+                _cut_torn_line(self._descriptor)
+            except BaseException:
+                os.close(self._descriptor)
+                raise
+        self._depth += 1
+        return True
+
+    def release(self) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            os.close(self._descriptor)
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def _cut_torn_line(descriptor: int) -> None:
+    end = os.fstat(descriptor).st_size
+    if end == 0 or os.pread(descriptor, 1, end - 1) == b"\n":
+        return
+    while end > 0:
+        start = max(0, end - 65536)
+        newline = os.pread(descriptor, end - start, start).rfind(b"\n")
+        end = start if newline < 0 else start + newline + 1
+        if newline >= 0:
+            break
+    os.ftruncate(descriptor, end)
 
 
 @contextlib.contextmanager
@@ -177,7 +291,14 @@ def _speaking_of(path: Path) -> Iterator[None]:
         raise JournalError(
             f"{path} cannot be used: {error.strerror or error}", hint="name another --journal"
         ) from error
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
+
+
+@contextlib.contextmanager
+def _replaying(path: Path) -> Iterator[None]:
+    """Lines of JSON that do not make sense to Optuna, or trials that do not to us, are damage."""
+    try:
+        yield
+    except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise JournalError(
             f"{path} is damaged: {type(error).__name__}: {error}", hint="name another --journal"
         ) from error

@@ -6,13 +6,13 @@ import difflib
 import importlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lora_autotune.errors import ModelError
 from lora_autotune.model_shapes import SHIPPED, ModelShape, shipped_shape
-from lora_autotune.task import CHUNK_SIZES, DTypeName, Task, offsets_from_widths
+from lora_autotune.task import CHUNK_SIZES, DTypeName, KernelName, Task, offsets_from_widths
 
 __all__ = ["ModelShape", "load_model_shape", "tasks_for"]
 
@@ -131,7 +131,7 @@ def tasks_for(
 ) -> list[Task]:
     """Every distinct task of one tensor-parallel rank of a model, shrink first, lm_head last.
 
-    Within one model the number of slices tells the layers apart, so tasks that share a config file
+    Within one model only layers of one slice can share a width, so tasks that share a config file
     (kernel, K, R, S) also share their slice boundaries. Two *models* can differ there: the same
     (K, S) cut elsewhere. Their configs then share one file, and the run that comes last wins.
 
@@ -140,24 +140,20 @@ def tasks_for(
             vocabulary size.
         UsageError: a rank, dtype or chunk size that no task can have.
     """
+    kernels: tuple[KernelName, ...] = ("shrink", "expand")
     tasks: dict[Task, None] = {}
     for layers in _layers(shape, tp), _lm_head(shape, tp) if lm_head else []:
-        for (width, outputs), chunk_size in itertools.product(layers, chunk_sizes):
-            shrink = Task(
-                kernel="shrink", K=width, R=rank, S=len(outputs), chunk_size=chunk_size, dtype=dtype
-            )
-            tasks[shrink] = None
-        for (_, outputs), chunk_size in itertools.product(layers, chunk_sizes):
-            expand = Task(
-                kernel="expand",
-                K=sum(outputs),
+        for kernel, (width, outputs), chunk_size in itertools.product(kernels, layers, chunk_sizes):
+            task = Task(
+                kernel=kernel,
+                K=width if kernel == "shrink" else sum(outputs),
                 R=rank,
                 S=len(outputs),
                 chunk_size=chunk_size,
                 dtype=dtype,
-                slice_offsets=offsets_from_widths(outputs),
+                slice_offsets=None if kernel == "shrink" else offsets_from_widths(outputs),
             )
-            tasks[expand] = None
+            tasks[task] = None
     return list(tasks)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from lora_autotune.evaluator import Evaluator
-from lora_autotune.space import Config
+from lora_autotune.space import DEFAULT_CONFIGS, Config
 from lora_autotune.task import Workload
 from lora_autotune.trial import Failure, Measurement, Trial, relative_cost
 
@@ -34,9 +34,8 @@ class Finalist:
 
     Attributes:
         config: the configuration.
-        cost: median over the rounds of its cost against the default's times of the same round (or,
-            where the default does not run, against the best finalist's times in the search). None
-            when it failed.
+        cost: median over the rounds of its cost against the default's times of the same round,
+            None when it failed.
         failure: why it failed this time, None when it did not.
         verdict: what became of it, in words.
     """
@@ -52,22 +51,23 @@ class Selection:
     """What a server should run, and why.
 
     Attributes:
-        winner: the configuration; the default's where that stands; None when nothing runs.
-        tuned: the winner is not the default.
-        times_us: the winner's median time over the rounds, for each instance of the workload.
-        default_times_us: the same of the default, None when it does not run.
-        cost: the winner's paired cost (1.0: the default's), None without a default that runs.
+        config: the configuration; the default's where that stands; None when nothing runs.
+        tuned: the config is not the default's.
+        times_us: its median time over the rounds, for each instance of the workload; empty when
+            nothing runs.
+        default_times_us: the same of the default, empty when it does not run.
+        cost: its paired cost (1.0: the default's), None without a default that runs.
         noise: median over the rounds of the relative difference between the two measurements of
             the default, None when it was not measured again.
-        reason: why this winner, in words.
-        finalists: those that were measured again, the best first.
+        reason: why this one, in words.
+        finalists: those that were measured again against the default, the best first.
     """
 
-    winner: Config | None
-    tuned: bool
-    times_us: Times | None
-    default_times_us: Times | None
-    cost: float | None
+    config: Config | None
+    tuned: bool = False
+    times_us: Times = ()
+    default_times_us: Times = ()
+    cost: float | None = None
     noise: float | None = None
     reason: str
     finalists: tuple[Finalist, ...] = ()
@@ -82,7 +82,6 @@ def fine_trials(trials: Iterable[Trial]) -> list[Trial]:
 def select(
     evaluator: Evaluator,
     trials: Sequence[Trial],
-    default: Config,
     *,
     finalists: int = FINALISTS,
     rounds: int = ROUNDS,
@@ -95,11 +94,11 @@ def select(
 
     Args:
         evaluator: measures again; its workload is the trials'.
-        trials: every trial of the task, with costs.
-        default: the configuration to beat; one of the trials is its own.
+        trials: every trial of the task, with costs; the default's is among them.
         finalists: how many of the best are measured again.
         rounds: how often, at least MIN_ROUNDS.
     """
+    default = DEFAULT_CONFIGS[evaluator.task.kernel]
     outcome = next(trial.outcome for trial in trials if trial.config == default)
     best = [trial.config for trial in fine_trials(trials) if trial.config != default][:finalists]
     if not isinstance(outcome, Measurement):
@@ -130,7 +129,7 @@ def select(
     for finalist, passed in contest:
         if passed:
             return Selection(
-                winner=finalist.config,
+                config=finalist.config,
                 tuned=True,
                 times_us=_median_times(_times(series[best.index(finalist.config)])),
                 default_times_us=_median_times(base),
@@ -177,29 +176,31 @@ def _judge(
 
 def _sign_test_p(wins: int, rounds: int) -> float:
     """Chance of at least so many wins in so many rounds if winning and losing were as likely."""
-    return sum(math.comb(rounds, k) for k in range(wins, rounds + 1)) / 2**rounds
+    return sum(math.comb(rounds, k) for k in range(wins, rounds + 1)) / float(2**rounds)
 
 
 def _fastest(evaluator: Evaluator, best: Sequence[Config], rounds: int) -> Selection:
-    """Where the default does not run there is nothing to beat, and nothing to serve otherwise."""
-    nothing = Selection(
-        winner=None,
-        tuned=False,
-        times_us=None,
-        default_times_us=None,
-        cost=None,
-        reason="no configuration could be measured, not even the default",
+    """Where the default does not run there is nothing to beat: the fastest finalist wins."""
+    series = evaluator.remeasure(best, rounds=rounds) if best else []
+    measured = {
+        config: _times(results)
+        for config, results in zip(best, series, strict=True)
+        if _failure(results) is None
+    }
+    if not measured:
+        return Selection(config=None, reason="no configuration runs, not even the default")
+    scale = next(iter(measured.values()))[0]
+    costs = {
+        config: median([relative_cost(own, scale, evaluator.workload) for own in times])
+        for config, times in measured.items()
+    }
+    winner = min(costs, key=costs.__getitem__)
+    return Selection(
+        config=winner,
+        tuned=True,
+        times_us=_median_times(measured[winner]),
+        reason="the default does not run; this is the fastest of those that do",
     )
-    if not best:
-        return nothing
-    contest: list[tuple[Finalist, Times]] = []
-    reference: Times | None = None
-    for config, results in zip(best, evaluator.remeasure(best, rounds=rounds), strict=True):
-        failure = _failure(results)
-        if failure is not None:
-            continue
-    del contest, reference
-    return nothing
 
 
 def _default_stands(
@@ -211,8 +212,7 @@ def _default_stands(
     finalists: tuple[Finalist, ...] = (),
 ) -> Selection:
     return Selection(
-        winner=default,
-        tuned=False,
+        config=default,
         times_us=times_us,
         default_times_us=times_us,
         cost=1.0,

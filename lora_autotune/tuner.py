@@ -10,13 +10,27 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from lora_autotune.config_file import config_file_path, merge_config_file
-from lora_autotune.errors import EvaluatorError
+from lora_autotune.errors import EvaluatorError, UsageError
 from lora_autotune.evaluator import Evaluator, Platform
-from lora_autotune.selection import ROUNDS, Selection, select
+from lora_autotune.selection import (
+    FINALISTS,
+    MIN_ROUNDS,
+    ROUNDS,
+    Selection,
+    fine_trials,
+    select,
+)
 from lora_autotune.space import DEFAULT_CONFIGS, Config, SearchSpace, named_space
 from lora_autotune.strategy import Strategy, StrategyOptions, make_strategy
 from lora_autotune.task import Task, Workload
-from lora_autotune.trial import Failure, Measurement, Pruned, Trial, relative_cost
+from lora_autotune.trial import (
+    Failure,
+    Measurement,
+    Pruned,
+    Trial,
+    mean_time_us,
+    relative_cost,
+)
 
 DEFAULT_TRIALS = 100
 """Configs that a strategy other than grid may evaluate when nobody says how many."""
@@ -36,12 +50,13 @@ class Record(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far a task is, after each trial and when the finalists' turn comes.
+    """How far a task is: at the start, after each trial and when the finalists' turn comes.
 
     Attributes:
         done: configs evaluated, those known from the record included.
         budget: most that will be evaluated.
         best_cost: the lowest cost so far; None while there is none.
+        best_config: the config with that cost.
     """
 
     task: Task
@@ -51,6 +66,7 @@ class Progress:
     failures: int
     pruned: int
     best_cost: float | None
+    best_config: Config | None
     elapsed_s: float
 
 
@@ -104,6 +120,7 @@ def tune(
     timeout_s: float | None = None,
     seed: int = 0,
     record: Record | None = None,
+    finalists: int = FINALISTS,
     rounds: int = ROUNDS,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> TuningResult:
@@ -115,17 +132,22 @@ def tune(
         space: where to search; None: the wide space of the task's kernel.
         strategy: a strategy, or the name of one.
         trials: most configs to evaluate, those known from the record and the default included;
-            None: the whole space for "grid", else DEFAULT_TRIALS.
-        timeout_s: seconds after which nothing more is asked for; the finalists follow.
+            None: the whole space for "grid", else DEFAULT_TRIALS. The default is measured even
+            where there is no budget, so 0 chooses from what a record knows.
+        timeout_s: seconds after which nothing more is asked for; what is in flight is finished,
+            and the finalists follow.
         seed: of a strategy that is given by name.
         record: where every trial is made durable before the strategy hears of it; what it knows
             already is told to the strategy and costs nothing.
-        rounds: times that the finalists are measured again.
-        on_progress: called after every trial.
+        finalists: how many of the best are measured again, against the default.
+        rounds: times that they are, at least MIN_ROUNDS.
+        on_progress: called at the start, after every trial, and before the finalists.
 
     Raises:
         EvaluatorError: the evaluator is another task's, or cannot evaluate anything.
+        UsageError: a number that makes no sense, or an unknown strategy.
     """
+    _check_numbers(trials, timeout_s, finalists, rounds)
     if evaluator.task != task:
         raise EvaluatorError(f"an evaluator of {evaluator.task} cannot tune {task}")
     space = space or named_space("wide", task.kernel)
@@ -145,7 +167,7 @@ def tune(
         workload=evaluator.workload,
         platform=evaluator.platform,
         replayed=evaluator.replayed,
-        selection=select(evaluator, done, rounds=rounds),
+        selection=select(evaluator, done, finalists=finalists, rounds=rounds),
         trials=len(done),
         failures=Counter(t.outcome.kind for t in done if isinstance(t.outcome, Failure)),
         pruned=sum(isinstance(t.outcome, Pruned) for t in done),
@@ -188,6 +210,7 @@ class _Search:
             self._absorb(trial)
         if default not in self.known:
             self._submit(default)
+        self.report("search")
         while True:
             stopped = self._ask()
             if not self._in_flight:
@@ -204,7 +227,7 @@ class _Search:
         if self._on_progress is None:
             return
         outcomes = [trial.outcome for trial in self.known.values()]
-        costs = [trial.cost for trial in self.known.values() if trial.cost is not None]
+        best = next((t for t in fine_trials(self.known.values()) if t.cost is not None), None)
         self._on_progress(
             Progress(
                 task=self._task,
@@ -213,7 +236,8 @@ class _Search:
                 budget=self._budget,
                 failures=sum(isinstance(outcome, Failure) for outcome in outcomes),
                 pruned=sum(isinstance(outcome, Pruned) for outcome in outcomes),
-                best_cost=min(costs, default=None),
+                best_cost=None if best is None else best.cost,
+                best_config=None if best is None else best.config,
                 elapsed_s=time.monotonic() - self.started_s,
             )
         )
@@ -233,7 +257,7 @@ class _Search:
             fresh = 0
             for config in configs:
                 if config in self.known:
-                    self._tell(self.known[config])
+                    self._retell(self.known[config])
                 elif config not in self._in_flight:
                     self._submit(config)
                     fresh += 1
@@ -268,7 +292,7 @@ class _Search:
         for untold in self._untold:
             priced = self._priced(untold)
             self.known[untold.config] = priced
-            self._tell(priced)
+            self._strategy.tell(priced)
         self._untold.clear()
 
     def _priced(self, trial: Trial) -> Trial:
@@ -277,15 +301,28 @@ class _Search:
         cost = relative_cost(trial.outcome.times_us, self._baseline_us, self._evaluator.workload)
         return replace(trial, cost=cost)
 
-    def _tell(self, trial: Trial) -> None:
-        self._strategy.tell(trial)
+    def _retell(self, trial: Trial) -> None:
+        if trial not in self._untold:  # those are told once they have a cost
+            self._strategy.tell(trial)
+
+
+def _check_numbers(
+    trials: int | None, timeout_s: float | None, finalists: int, rounds: int
+) -> None:
+    if trials is not None and trials < 0:
+        raise UsageError(f"{trials} trials", hint="0 or more")
+    if timeout_s is not None and not timeout_s >= 0:
+        raise UsageError(f"a time limit of {timeout_s} seconds", hint="0 or more")
+    if finalists < 1:
+        raise UsageError(f"{finalists} finalists", hint="1 or more")
+    if rounds < MIN_ROUNDS:
+        raise UsageError(
+            f"no winner can be told from noise in {rounds} rounds", hint=f"{MIN_ROUNDS} or more"
+        )
 
 
 def _weighted_us(times_us: tuple[float, ...], workload: Workload) -> float | None:
-    if not times_us:
-        return None
-    total = sum(instance.weight for instance in workload)
-    return sum(i.weight * us for i, us in zip(workload, times_us, strict=True)) / total
+    return mean_time_us(times_us, workload) if times_us else None
 
 
 def write_result(result: TuningResult, root: Path) -> Path | None:

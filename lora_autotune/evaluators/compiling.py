@@ -76,7 +76,8 @@ def compile_config(task: Task, workload: Workload, config: Config) -> Compiled:
             kernel: Any = task_launch(task, operands, batch, offsets, options, walk).compile()
             smem_bytes = max(smem_bytes, kernel.metadata.shared)
     except Exception as error:  # whatever the compiler says no with is the candidate's failure
-        message = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        text = str(error).split("Repro command")[0]
+        message = f"{type(error).__name__}: {' '.join(text.split())[:300]}"
         failure = Failure(kind="compile", message=message)
         return Compiled(compile_s=time.perf_counter() - started_s, failure=failure)
     refused = None

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from lora_autotune.loader import get_lora_expand_config, get_lora_shrink_config
 from torch import Tensor
 
 from lora_autotune.kernels.batch import Batch
 from lora_autotune.kernels.launch import expand_launch, shrink_launch
+from lora_autotune.loader import get_lora_expand_config, get_lora_shrink_config
 
 
 def shrink_forward(

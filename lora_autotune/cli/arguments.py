@@ -1,0 +1,152 @@
+"""What the command line takes."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lora_autotune import __version__
+from lora_autotune.errors import UsageError
+from lora_autotune.space import SPACE_NAMES
+from lora_autotune.task import CHUNK_SIZES, DTYPES, KERNELS, Instance
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line that says what is allowed."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        known, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            parser: _Parser = getattr(known, "parser", self)
+            parser.error(parser._unknown(unknown[0]))
+        return known
+
+    def _unknown(self, argument: str) -> str:
+        options = [name for name in self._option_string_actions if name.startswith("--")]
+        close = difflib.get_close_matches(argument.split("=", maxsplit=1)[0], options, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"allowed: {', '.join(options)}"
+        return f"unknown argument {argument} ({hint})"
+
+    def error(self, message: str) -> NoReturn:
+        sys.stderr.write(f"{self.prog}: error: {message}\n")
+        sys.exit(2)
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a positive integer is allowed, not {text!r}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"a positive number of seconds is allowed, not {text!r}")
+    return value
+
+
+def _instance(text: str) -> Instance:
+    tokens, _, adapters = text.partition(":")
+    try:
+        return Instance(tokens=_positive(tokens), adapters=_positive(adapters or "1"))
+    except (argparse.ArgumentTypeError, UsageError) as error:
+        raise argparse.ArgumentTypeError(
+            f"TOKENS or TOKENS:ADAPTERS is allowed (30720, 32:8), not {text!r}: {error}"
+        ) from None
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; each sets ``run``, which takes the parsed arguments."""
+    parser = _Parser(
+        prog="lora-autotune",
+        description="Tune the CSGMV LoRA kernels for this machine's GPU, and look up what was.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, module: str, text: str) -> _Parser:
+        added: _Parser = commands.add_parser(name, help=text, description=text)
+
+        def run(arguments: Any) -> int:  # each command imports only what it needs
+            code: int = getattr(import_module(f"lora_autotune.cli.{module}"), name)(arguments)
+            return code
+
+        added.set_defaults(run=run, parser=added)
+        return added
+
+    tune = command("tune", "tuning", "Search the configs of a model's layers, or of one task.")
+    _add_tasks(tune)
+    tune.add_argument("--strategy", default="tpe", metavar="NAME", help="default: tpe")
+    tune.add_argument(
+        "--trials", type=_positive, metavar="N", help="most configs per task and chunk size"
+    )
+    tune.add_argument(
+        "--timeout", type=_seconds, metavar="SECONDS", help="search time per task and chunk size"
+    )
+    tune.add_argument("--seed", type=int, default=0)
+    tune.add_argument(
+        "--replay",
+        nargs="*",
+        type=Path,
+        metavar="FILE",
+        help="search recorded landscapes instead of the GPU; without FILE those that ship",
+    )
+    tune.add_argument(
+        "--out", type=Path, default=Path("lora_configs"), metavar="DIR", help="where files go"
+    )
+    tune.add_argument("--journal", type=Path, metavar="PATH", help="default: OUT/tune.journal")
+    tune.add_argument("--resume", action="store_true", help="continue what the journal holds")
+    tune.add_argument(
+        "--write-partial", action="store_true", help="on Ctrl-C write the winners found so far"
+    )
+    tune.add_argument("--json", action="store_true", help="one object per line on stdout")
+
+    record = command("record", "recording", "Measure a whole space into landscape files.")
+    _add_tasks(record)
+    record.add_argument("--out", type=Path, default=Path("landscapes"), metavar="DIR")
+
+    lookup = command("lookup", "inspecting", "What a server would get, from which file, and why.")
+    lookup.add_argument("--kernel", choices=KERNELS, required=True)
+    for name in ("-K", "-R", "-S"):
+        lookup.add_argument(name, type=_positive, required=True)
+    lookup.add_argument("--chunk-size", type=_positive, required=True)
+    lookup.add_argument("--device", metavar="NAME", help="default: this machine's GPU")
+    lookup.add_argument("--triton", metavar="VERSION", help="default: the Triton installed here")
+
+    check = command("check", "inspecting", "Validate config files and trees, strictly.")
+    check.add_argument("paths", nargs="+", type=Path, metavar="PATH")
+
+    command("strategies", "inspecting", "The strategies that are installed, plug-ins included.")
+    return parser
+
+
+def _add_tasks(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="NAME|DIR|config.json", help="the model whose layers")
+    parser.add_argument("--kernel", choices=KERNELS, help="one task by hand, with -K and -S")
+    parser.add_argument("-K", type=_positive, help="shrink: input width; expand: output width")
+    parser.add_argument("-S", type=_positive, default=1, help="fused slices; default: 1")
+    parser.add_argument("--slices", type=_positive, nargs="+", metavar="WIDTH")
+    parser.add_argument("--rank", type=_positive, help="the largest rank that the server allows")
+    parser.add_argument("--tp", type=_positive, default=1, help="tensor-parallel size; default: 1")
+    parser.add_argument("--dtype", choices=DTYPES, default="float16")
+    parser.add_argument(
+        "--chunk-sizes", type=_positive, nargs="+", default=list(CHUNK_SIZES), metavar="N"
+    )
+    parser.add_argument(
+        "--tokens",
+        type=_instance,
+        nargs="+",
+        metavar="TOKENS[:ADAPTERS]",
+        help="batches to tune on; default: those that reach each chunk size",
+    )
+    parser.add_argument("--space", choices=SPACE_NAMES, default="wide")

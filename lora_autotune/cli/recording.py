@@ -1,0 +1,49 @@
+"""The command ``record``."""
+
+from __future__ import annotations
+
+import datetime
+import shlex
+import sys
+from typing import Any
+
+from lora_autotune.cli.tasks import named_tasks, named_workload
+from lora_autotune.evaluators.cuda import CudaMachine
+from lora_autotune.landscape import write_landscape
+from lora_autotune.recorder import record as record_landscape
+from lora_autotune.space import named_space
+from lora_autotune.trial import Failure, Trial
+
+
+def record(arguments: Any) -> int:
+    """Measure every config of every named task, one file each."""
+    tasks = named_tasks(arguments)
+    note = {
+        "command": shlex.join(["lora-autotune", *sys.argv[1:]]),
+        "date": datetime.datetime.now(tz=datetime.timezone.utc).date().isoformat(),
+    }
+    with CudaMachine() as machine:
+        for place, task in enumerate(tasks, start=1):
+            workload = named_workload(arguments, task)
+            space = named_space(arguments.space, task.kernel)
+            print(f"[{place}/{len(tasks)}] {task}: {len(space)} configs", flush=True)
+            finished: list[Trial] = []
+
+            def on_trial(trial: Trial, finished: list[Trial] = finished) -> None:
+                finished.append(trial)
+                if len(finished) % 100 == 0:
+                    failed = sum(isinstance(one.outcome, Failure) for one in finished)
+                    print(f"  {len(finished)} done, {failed} failed", flush=True)
+
+            evaluator = machine.evaluator(task, workload, prune=False)
+            try:
+                landscape = record_landscape(evaluator, space, note=note, on_trial=on_trial)
+            finally:
+                evaluator.close()
+            tokens = "-".join(str(instance.tokens) for instance in workload)
+            name = f"{task.kernel}-K{task.K}-R{task.R}-S{task.S}-chunk{task.chunk_size}"
+            path = arguments.out / f"{name}-tokens{tokens}.jsonl.gz"
+            write_landscape(path, landscape)
+            config, cost = landscape.best()
+            print(f"  best {1 / cost:.2f}x the default: {config}\nwrote {path}", flush=True)
+    return 0
