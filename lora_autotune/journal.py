@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lora_autotune.errors import JournalError
 from lora_autotune.evaluator import Platform
-from lora_autotune.space import DEFAULT_CONFIGS, Config, SearchSpace
+from lora_autotune.space import DEFAULT_CONFIGS, Config, SearchSpace, named_space
 from lora_autotune.task import Task, Workload
 from lora_autotune.trial import (
     Failure,
@@ -79,16 +79,17 @@ class Journal:
         workload: Workload,
         platform: Platform,
         *,
-        space: SearchSpace,
+        space: SearchSpace | None = None,
         replayed: bool = False,
         resume: bool = False,
     ) -> TaskRecord:
-        """The record of a task, new or continued.
+        """The record of a task, new or continued; None is the wide space, as in ``tune``.
 
         Raises:
             JournalError: it has trials and ``resume`` is false, or they were made on another
                 workload, GPU, Triton, kernels or space, or are replayed where these are not.
         """
+        space = space or named_space("wide", task.kernel)
         identity = {
             "task": task.key,
             "workload": " ".join(f"{i}x{i.weight:g}" for i in workload),
@@ -158,7 +159,7 @@ def _distributions(task: Task, space: SearchSpace) -> dict[str, CategoricalDistr
     return {name: _choices({*axis, getattr(default, name)}) for name, axis in space.axes.items()}
 
 
-def _choices(values: Collection[int | None]) -> CategoricalDistribution:
+def _choices(values: Collection[Any]) -> CategoricalDistribution:
     return CategoricalDistribution(sorted(values, key=lambda value: value or 0))
 
 

@@ -17,7 +17,8 @@ def main() -> None:
     """Exit with a message for the first thing that is missing or too much."""
     wheel_path, sdist_path = sys.argv[1:]
     wheel = zipfile.ZipFile(wheel_path).namelist()
-    sdist = tarfile.open(sdist_path).getnames()
+    with tarfile.open(sdist_path) as archive:
+        sdist = archive.getnames()
     for part in WHEEL:
         if not any(name.startswith(part) for name in wheel):
             sys.exit(f"the wheel lacks {part}")

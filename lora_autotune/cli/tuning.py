@@ -60,7 +60,11 @@ def _tune_one(
 ) -> TuningResult:
     screen.begin(evaluator.task)
     record = journal.open(
-        evaluator.task, evaluator.workload, evaluator.platform, resume=arguments.resume
+        evaluator.task,
+        evaluator.workload,
+        evaluator.platform,
+        space=space,
+        resume=arguments.resume,
     )
     try:
         result = tune_task(
