@@ -64,6 +64,7 @@ def _tune_one(
         evaluator.workload,
         evaluator.platform,
         space=space,
+        replayed=evaluator.replayed,
         resume=arguments.resume,
     )
     try:
