@@ -9,15 +9,16 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import re
+import secrets
 import stat
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_autotune.errors import ConfigFileError
+from lora_autotune.errors import ConfigFileError, UsageError
 
 FOLDER = "csgmv_configs"
 MAX_BYTES = 1 << 20
@@ -26,10 +27,14 @@ MAX_BYTES = 1 << 20
 _INNER_KEYS = ("BLOCK_N", "BLOCK_K", "num_warps", "num_stages", "maxnreg")
 _REQUIRED = ("BLOCK_N", "BLOCK_K")
 _MAX_VALUE = 1 << 20
-_NAME = re.compile(
-    r"lora_(shrink|expand),K=([1-9]\d*),R=([1-9]\d*),S=([1-9]\d*),device=([^ /]+)\.json"
+_KERNELS = ("shrink", "expand")
+_SIZE = "[1-9][0-9]*"
+_NAME = re.compile(rf"lora_(shrink|expand),K={_SIZE},R={_SIZE},S={_SIZE},device=[^ /]+\.json")
+_VERSION_FOLDER = re.compile(
+    r"triton_([0-9]+(?:_[0-9]+)*)((?:_?(?:a|b|rc|dev|post)[0-9]+)*(?:\+\w+)?)"
 )
-_VERSION_FOLDER = re.compile(r"triton_(\d+(?:_\d+)*)")
+_EARLY = re.compile("_?(a|b|rc|dev)")
+_log = logging.getLogger(__name__)
 
 ConfigTable = dict[int, dict[str, int]]
 """Chunk size -> the parameters that are present."""
@@ -37,6 +42,8 @@ ConfigTable = dict[int, dict[str, int]]
 
 def config_file_name(kernel: str, K: int, R: int, S: int, device_name: str) -> str:
     """The file's bare name; spaces in the device's name become underscores."""
+    if kernel not in _KERNELS:
+        raise UsageError(f"unknown kernel {kernel!r}", hint=f"allowed: {', '.join(_KERNELS)}")
     return f"lora_{kernel},K={K},R={R},S={S},device={device_name.replace(' ', '_')}.json"
 
 
@@ -53,10 +60,17 @@ def config_file_path(
     return folder / config_file_name(kernel, K, R, S, device_name)
 
 
-def folder_version(folder: str) -> tuple[int, ...] | None:
-    """A folder's version as numbers, triton_3_10_0 -> (3, 10, 0); None for another name."""
+def folder_version(folder: str) -> tuple[tuple[int, ...], int] | None:
+    """A key that sorts version folders from old to new; None: not a version's folder.
+
+    triton_3_10_0 -> ((3, 10, 0), 0). A pre-release (triton_3_6_0rc1) is older than its release, a
+    post-release or a local build (triton_3_6_0+git1234) is newer.
+    """
     match = _VERSION_FOLDER.fullmatch(folder)
-    return tuple(int(part) for part in match[1].split("_")) if match else None
+    if match is None:
+        return None
+    numbers = tuple(int(part) for part in match[1].split("_"))
+    return numbers, -1 if _EARLY.match(match[2]) else int(bool(match[2]))
 
 
 def read_config_file(path: Path) -> ConfigTable:
@@ -67,13 +81,17 @@ def read_config_file(path: Path) -> ConfigTable:
             schema says; the message names the file and what is wrong.
     """
     try:
-        return _parse(_read(path), shrink=path.name.startswith("lora_shrink,"))
+        return _parse(_read(path), shrink=_is_shrink(path))
     except OSError as error:
         raise ConfigFileError(f"{path}: {error.strerror or error}") from error
     except RecursionError:
         raise ConfigFileError(f"{path}: nested too deeply to be a config file") from None
     except ValueError as error:
         raise ConfigFileError(f"{path}: {error}") from error
+
+
+def _is_shrink(path: Path) -> bool:
+    return path.name.startswith("lora_shrink,")
 
 
 def _read(path: Path) -> str:
@@ -97,11 +115,15 @@ def _parse(text: str, *, shrink: bool) -> ConfigTable:
     if not text.strip():
         raise ValueError("is empty")
     try:
-        body = json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
+        body = json.loads(
+            text, object_pairs_hook=_object, parse_constant=_no_constant, parse_int=_small_int
+        )
     except json.JSONDecodeError as error:
         raise ValueError(f"is not JSON: {error}") from None
     if not isinstance(body, dict):
         raise ValueError("is not a JSON object of chunk sizes")
+    if not body:
+        raise ValueError("holds no chunk size")
     return {_chunk_size(key): _parameters(key, body[key], shrink=shrink) for key in body}
 
 
@@ -109,13 +131,19 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"has the key {key!r} twice")
+            raise ValueError(f"has the key {key[:40]!r} twice")
         found[key] = value
     return found
 
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"holds {name}")
+
+
+def _small_int(digits: str) -> int:
+    if len(digits) > 20:
+        raise ValueError(f"holds an integer of {len(digits)} digits")
+    return int(digits)
 
 
 def _chunk_size(key: str) -> int:
@@ -133,7 +161,9 @@ def _parameters(chunk: str, values: Any, *, shrink: bool) -> dict[str, int]:
         if name not in allowed:
             raise ValueError(f"{where}: unknown parameter {name[:40]!r}")
         if type(value) is not int or not 1 <= value <= _MAX_VALUE:
-            raise ValueError(f"{where}: {name} must be a positive integer, not {value!r:.40}")
+            raise ValueError(
+                f"{where}: {name} must be an integer from 1 to {_MAX_VALUE}, not {value!r:.40}"
+            )
     for name in _REQUIRED:
         if name not in values:
             raise ValueError(f"{where}: {name} is missing")
@@ -144,21 +174,27 @@ def merge_config_file(path: Path, table: Mapping[int, Mapping[str, int]]) -> Non
     """Put some chunk sizes into a file, keeping its others; atomic, and safe among writers.
 
     A crash at any byte leaves the old file or the new one. Writers lock the folder, so two that
-    write different chunk sizes of one file at once lose neither.
+    write different chunk sizes of one file at once lose neither. An empty table changes nothing.
 
     Raises:
         ConfigFileError: what is there is not a config file (it is left as it is), or the folder
             cannot be written.
+        ValueError: the table is not what the schema allows.
     """
+    added = {
+        _chunk_size(str(chunk)): _parameters(str(chunk), dict(values), shrink=_is_shrink(path))
+        for chunk, values in table.items()
+    }
+    if not added:
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.parent) as folder:
-            merged = read_config_file(path) if path.exists() or path.is_symlink() else {}
-            merged |= {chunk: dict(values) for chunk, values in table.items()}
-            text = _dump(merged)
-            _parse(text, shrink=path.name.startswith("lora_shrink,"))
-            _replace(path, text)
-            os.fsync(folder)
+            merged = _held(path) | added
+            ordered = {str(chunk): merged[chunk] for chunk in sorted(merged)}
+            _replace(path, json.dumps(ordered, indent=4) + "\n")
+            with contextlib.suppress(OSError):  # not every file system can; the file is in place
+                os.fsync(folder)
     except OSError as error:
         raise ConfigFileError(
             f"{path}: cannot be written: {error.strerror or error}",
@@ -166,47 +202,64 @@ def merge_config_file(path: Path, table: Mapping[int, Mapping[str, int]]) -> Non
         ) from error
 
 
-def _dump(table: ConfigTable) -> str:
-    ordered = {
-        str(chunk): {name: table[chunk][name] for name in _INNER_KEYS if name in table[chunk]}
-        for chunk in sorted(table)
-    }
-    return json.dumps(ordered, indent=4) + "\n"
+def _held(path: Path) -> ConfigTable:
+    if not os.path.lexists(path):
+        return {}
+    try:
+        return read_config_file(path)
+    except ConfigFileError as error:
+        raise ConfigFileError(
+            error.message, hint="nothing was written: mend, move or remove that file first"
+        ) from error
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[int]:
+    # The folder itself is the lock: no lock file to leave behind or to delete too early.
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:  # some network file systems; what was tuned is worth more
+            _log.warning("%s cannot be locked (%s): run one writer at a time", folder, error)
         yield descriptor
     finally:
         os.close(descriptor)
 
 
 def _replace(path: Path, text: str) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix="~")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}~")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        with temporary.open("x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-            os.fchmod(file.fileno(), 0o644)
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 def check_tree(path: Path) -> Iterator[tuple[Path, ConfigFileError | None]]:
     """Every config file at or under a path, with what is wrong with it.
 
-    In a tree, a name or a folder that no lookup would ever read is wrong as well.
+    In a tree, a name or a folder that no lookup would ever read is wrong as well, and so is a
+    folder that cannot be listed.
     """
     if not path.is_dir():
         yield path, _wrong(path)
         return
-    for file in sorted(path.rglob("*.json")):
+    unlisted: list[OSError] = []
+    files = [
+        Path(folder, name)
+        for folder, _, names in os.walk(path, onerror=unlisted.append)
+        for name in names
+        if name.endswith(".json")
+    ]
+    for error in unlisted:
+        folder = Path(error.filename)
+        yield folder, ConfigFileError(f"{folder}: {error.strerror}")
+    for file in sorted(files):
         yield file, _misplaced(file) or _wrong(file)
 
 
@@ -216,7 +269,8 @@ def _misplaced(file: Path) -> ConfigFileError | None:
             f"{file}: no lookup reads a file of this name",
             hint="lora_KERNEL,K=..,R=..,S=..,device=NAME.json",
         )
-    if folder_version(file.parent.name) is None or file.parent.parent.name != FOLDER:
+    folder = file.parent.resolve()
+    if folder_version(folder.name) is None or folder.parent.name != FOLDER:
         return ConfigFileError(
             f"{file}: no lookup reads this folder", hint=f"{FOLDER}/triton_X_Y_Z/"
         )

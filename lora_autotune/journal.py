@@ -66,12 +66,15 @@ class Journal:
 
     def check_resumable(self, tasks: Collection[Task]) -> None:
         """Raise JournalError when the journal holds tasks, but none of these."""
-        held = [study.study_name for study in self._storage.get_all_studies()]
+        held = self._names()
         if held and not {task.key for task in tasks} & set(held):
             raise JournalError(
                 f"{self.path} is a record of other tasks: {'; '.join(held)}",
                 hint="leave out --resume to add tasks to it, or name another --journal",
             )
+
+    def _names(self) -> list[str]:
+        return [study.study_name for study in self._storage.get_all_studies()]
 
     def open(
         self,
@@ -98,9 +101,9 @@ class Journal:
             "space": {name: list(axis) for name, axis in space.axes.items()},
         }
         with _speaking_of(self.path), self._lock, _quiet():
-            study = optuna.create_study(
-                storage=self._storage, study_name=task.key, load_if_exists=True
-            )
+            # Not load_if_exists: that writes to the file even when the study is there.
+            make = optuna.load_study if task.key in self._names() else optuna.create_study
+            study = make(study_name=task.key, storage=self._storage)
             held = study.get_trials(deepcopy=False)
             if not held:
                 study.set_user_attr(_IDENTITY, identity)
@@ -125,7 +128,7 @@ class TaskRecord:
     """The trials of one task.
 
     Attributes:
-        trials: what was known when the record was opened, without costs.
+        trials: what was known when the record was opened, without costs, and what was appended.
     """
 
     def __init__(
@@ -147,6 +150,7 @@ class TaskRecord:
         frozen = _to_frozen(trial, self._workload, self._distributions)
         with _speaking_of(self._path):
             self._study.add_trial(frozen)
+        self.trials.append(trial)
 
 
 def _distributions(task: Task, space: SearchSpace) -> dict[str, CategoricalDistribution]:

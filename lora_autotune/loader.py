@@ -2,7 +2,8 @@
 
 The rules are those of the serving process (see README, lookup): the root, then the running Triton
 version's folder, then the others from the newest; in a file the exact chunk size, else the nearest.
-No file, good or bad, ever makes a lookup raise.
+No file, good or bad, ever makes a lookup raise. What a lookup has to say (a file of another
+version, a malformed one, no device) is logged once.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import re
 import sys
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from lora_autotune.config_file import (
@@ -35,10 +35,11 @@ _DEFAULTS = {
     "shrink": tuple(DEFAULT_SHRINK_CONFIG.items()),
     "expand": tuple(DEFAULT_EXPAND_CONFIG.items()),
 }
+_PACKAGED = str(Path(__file__).parent / "configs")
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Lookup:
     """A lookup's answer, and how it came about.
 
@@ -57,12 +58,12 @@ class Lookup:
     passed_over: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Found:
-    table: ConfigTable | None
-    path: Path | None
+    table: ConfigTable | None = None
+    path: Path | None = None
     reason: str
-    passed_over: tuple[str, ...]
+    passed_over: tuple[str, ...] = ()
 
 
 def get_lora_config_file_name(
@@ -77,6 +78,7 @@ def get_lora_config_file_name(
     """The bare name of a config file.
 
     Raises:
+        UsageError: no such kernel.
         DeviceUnknownError: no ``device_name`` was given and this process has no CUDA device.
     """
     return config_file_name(kernel, K, R, S, device_name or _device_name())
@@ -141,24 +143,32 @@ def explain_lookup(
     reason = found.reason
     if nearest is not None and nearest != chunk_size:
         reason += f"; it has no chunk size {chunk_size}, the nearest is {nearest}"
-    return Lookup(config, found.path, nearest, reason, found.passed_over)
+    return Lookup(
+        config=config,
+        path=found.path,
+        chunk_size=nearest,
+        reason=reason,
+        passed_over=found.passed_over,
+    )
 
 
 def clear_cache() -> None:
-    """Forget every lookup, so that files written since are seen."""
+    """Forget every lookup and what was said about it, so that files written since are seen."""
     _find.cache_clear()
     _config.cache_clear()
+    _log_once.cache_clear()
 
 
 def _root() -> str:
-    return os.environ.get(ROOT_VARIABLE) or str(Path(__file__).parent / "configs")
+    return os.environ.get(ROOT_VARIABLE) or _PACKAGED
 
 
 def _nearest(table: ConfigTable, chunk_size: int) -> int:
     return min(table, key=lambda chunk: (abs(chunk - chunk_size), chunk))
 
 
-@functools.cache
+# typed: what 1024.0 finds (nothing) must not be what 1024 gets afterwards.
+@functools.lru_cache(maxsize=None, typed=True)
 def _config(
     kernel: str,
     K: int,
@@ -175,7 +185,7 @@ def _config(
     return tuple(table[_nearest(table, chunk_size)].items())
 
 
-@functools.cache
+@functools.lru_cache(maxsize=None, typed=True)
 def _find(
     kernel: str,
     K: int,
@@ -189,27 +199,32 @@ def _find(
         name = config_file_name(kernel, K, R, S, device_name or _device_name())
         running = triton_version or _triton_version()
     except DeviceUnknownError as error:
-        _log.warning("LoRA configs: %s; using the defaults", error)
-        return _Found(None, None, f"{error}: the defaults", ())
+        _log_once(logging.WARNING, f"LoRA configs: {error}; using the defaults")
+        return _Found(reason=f"{error}: the defaults")
     passed_over: list[str] = []
     for folder, note in _folders(Path(root) / FOLDER, running):
         path = folder / name
         try:
-            if not os.path.lexists(path):
-                passed_over.append(f"{path}: not there")
-                continue
             table = read_config_file(path)
-        except (ConfigFileError, OSError) as error:
-            _log.error("LoRA config file passed over: %s", error)
-            passed_over.append(str(error))
-            continue
-        if not table:
-            passed_over.append(f"{path}: holds no chunk size")
+        except ConfigFileError as error:
+            if _is_absent(path, error):
+                passed_over.append(f"{path}: not there")
+            else:
+                _log_once(logging.ERROR, f"LoRA config file passed over: {error}")
+                passed_over.append(str(error))
             continue
         if note:
-            _log.warning("No LoRA config for Triton %s; using %s", running, path)
-        return _Found(table, path, note or f"tuned for Triton {running}", tuple(passed_over))
-    return _Found(None, None, "no file for this shape and device: the defaults", tuple(passed_over))
+            _log_once(logging.WARNING, f"No LoRA config for Triton {running}; using {path}")
+        reason = note or f"tuned for Triton {running}"
+        return _Found(table=table, path=path, reason=reason, passed_over=tuple(passed_over))
+    reason = "no file for this shape and device: the defaults"
+    return _Found(reason=reason, passed_over=tuple(passed_over))
+
+
+def _is_absent(path: Path, error: ConfigFileError) -> bool:
+    """Whether there is no such file: a link that leads nowhere is a broken one instead."""
+    absent = isinstance(error.__cause__, FileNotFoundError | NotADirectoryError)
+    return absent and not path.is_symlink()
 
 
 def _folders(root: Path, running: str) -> list[tuple[Path, str]]:
@@ -221,13 +236,23 @@ def _folders(root: Path, running: str) -> list[tuple[Path, str]]:
         first.append((root / public, f"tuned for the release that {running} is built from"))
     try:
         names = [entry.name for entry in root.iterdir()]
-    except OSError:
+    except (OSError, ValueError) as error:
+        _log_once(logging.WARNING, f"LoRA configs: {root} cannot be listed: {error}")
         names = []
     others = [(v, n) for n in names if n not in {exact, public} and (v := folder_version(n))]
     return first + [
-        (root / name, f"tuned for Triton {'.'.join(map(str, v))}: nothing for {running}")
-        for v, name in sorted(others, reverse=True)
+        (root / name, f"from Triton {_version_of(name)}: nothing for {running}")
+        for _, name in sorted(others, reverse=True)
     ]
+
+
+def _version_of(folder: str) -> str:
+    return folder.removeprefix("triton_").replace("_", ".")
+
+
+@functools.cache
+def _log_once(level: int, message: str) -> None:
+    _log.log(level, "%s", message)
 
 
 def _device_name() -> str:
@@ -245,9 +270,11 @@ def _triton_version() -> str:
     loaded = getattr(sys.modules.get("triton"), "__version__", None)
     if loaded is not None:
         return str(loaded)
+    from importlib import metadata  # slow to import, and seldom needed
+
     try:
-        return version("triton")
-    except PackageNotFoundError:
+        return metadata.version("triton")
+    except metadata.PackageNotFoundError:
         raise DeviceUnknownError(
             "Triton is not installed", hint="give triton_version, for another machine"
         ) from None

@@ -79,6 +79,12 @@ def fine_trials(trials: Iterable[Trial]) -> list[Trial]:
     return sorted(fine, key=lambda trial: trial.cost if trial.cost is not None else math.inf)
 
 
+def _regression(trial: Trial, default_us: Times) -> float:
+    """The most that a measured trial is slower than the default on one instance."""
+    times_us = trial.outcome.times_us if isinstance(trial.outcome, Measurement) else ()
+    return max(us / base for us, base in zip(times_us, default_us, strict=True)) - 1
+
+
 def select(
     evaluator: Evaluator,
     trials: Sequence[Trial],
@@ -100,9 +106,12 @@ def select(
     """
     default = DEFAULT_CONFIGS[evaluator.task.kernel]
     outcome = next(trial.outcome for trial in trials if trial.config == default)
-    best = [trial.config for trial in fine_trials(trials) if trial.config != default][:finalists]
+    fine = [trial for trial in fine_trials(trials) if trial.config != default]
     if not isinstance(outcome, Measurement):
-        return _fastest(evaluator, best, rounds)
+        return _fastest(evaluator, [trial.config for trial in fine[:finalists]], rounds)
+    # What lost on an instance in the search would lose again: it only fills up empty places.
+    fine.sort(key=lambda trial: _regression(trial, outcome.times_us) > MAX_REGRESSION)
+    best = [trial.config for trial in fine[:finalists]]
     if not best:
         return _default_stands(default, outcome.times_us, "nothing else could be measured")
 

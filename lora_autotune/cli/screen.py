@@ -104,7 +104,7 @@ class Screen:
                 _column(selection.default_times_us),
                 _column(selection.times_us),
                 _speedup(result),
-                f"default stands: {selection.reason}" if stands else str(selection.config),
+                selection.reason if stands else str(selection.config),
             )
         self._console.print(table)
         for file in files:

@@ -1,0 +1,218 @@
+"""The gate: what is written beats the default beyond noise, everywhere, or is not written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from lora_autotune.evaluator import Platform
+from lora_autotune.selection import FINALISTS, fine_trials, select
+from lora_autotune.space import DEFAULT_CONFIGS, Config
+from lora_autotune.task import DECODE, PREFILL, Task
+from lora_autotune.trial import Failure, Measurement, Pruned, Trial
+
+TASK = Task(kernel="shrink", K=1024, R=64, S=3, chunk_size=16)
+DEFAULT = DEFAULT_CONFIGS["shrink"]
+FAST, FASTER, SLOW = (Config(BLOCK_N=n, BLOCK_K=64, num_warps=4) for n in (16, 32, 64))
+CRASH = Failure(kind="crash", message="illegal address")
+
+
+class Stopwatch:
+    """Answers remeasure from a table: config -> times of each round; the default may have two."""
+
+    def __init__(self, table, *, workload=(PREFILL,)) -> None:
+        self.task = TASK
+        self.workload = workload
+        self.platform = Platform(device="G", triton="3.6.0")
+        self.replayed = True
+        self.capacity = 1
+        self.asked: list[Sequence[Config]] = []
+        self._table = table
+
+    def remeasure(self, configs, /, *, rounds):
+        self.asked.append(list(configs))
+        taken = {config: iter(series) for config, series in self._table.items()}
+        answers = []
+        for config in configs:
+            series = next(taken[config])
+            if not isinstance(series, list):
+                series = [series] * rounds
+            answers.append([one if isinstance(one, Failure) else tuple(one) for one in series])
+        return answers
+
+    def submit(self, config, /):
+        raise AssertionError("selection evaluates nothing new")
+
+    def collect(self):
+        raise AssertionError("selection evaluates nothing new")
+
+    def close(self):
+        pass
+
+
+def measured(config: Config, cost: float, *, coarse: bool = False) -> Trial:
+    times_us = (100.0 * cost,)
+    return Trial(config=config, outcome=Measurement(times_us=times_us, coarse=coarse), cost=cost)
+
+
+def default_twice(first=(100.0,), last=(100.0,)):
+    return [first, last]
+
+
+TRIALS = [measured(DEFAULT, 1.0), measured(FAST, 0.9), measured(FASTER, 0.8)]
+
+
+def test_the_fastest_finalist_wins():
+    watch = Stopwatch({DEFAULT: default_twice(), FAST: [(90.0,)], FASTER: [(80.0,)]})
+    chosen = select(watch, TRIALS)
+    assert (chosen.config, chosen.tuned, chosen.noise) == (FASTER, True, 0)
+    assert (chosen.times_us, chosen.default_times_us) == ((80.0,), (100.0,))
+    assert chosen.cost == pytest.approx(0.8)
+    assert watch.asked == [[DEFAULT, FASTER, FAST, DEFAULT]]
+
+
+def test_what_counts_is_measured_again_not_the_search():
+    watch = Stopwatch({DEFAULT: default_twice(), FAST: [(85.0,)], FASTER: [(95.0,)]})
+    chosen = select(watch, TRIALS)
+    assert chosen.config == FAST
+    assert [finalist.config for finalist in chosen.finalists] == [FAST, FASTER]
+
+
+def test_within_the_noise_the_default_stands():
+    watch = Stopwatch({DEFAULT: default_twice((98.0,), (102.0,)), FASTER: [(97.0,)]})
+    chosen = select(watch, [TRIALS[0], TRIALS[2]])
+    assert (chosen.config, chosen.tuned, chosen.cost) == (DEFAULT, False, 1.0)
+    assert chosen.noise == pytest.approx(4 / 98)
+    assert "within the noise of 4.1%" in chosen.reason
+    assert chosen.times_us == chosen.default_times_us == (100.0,)
+
+
+def test_noise_is_a_size_not_a_direction():
+    rising_and_falling = [[(98.0,), (102.0,)] * 6, [(102.0,), (98.0,)] * 6]
+    watch = Stopwatch({DEFAULT: rising_and_falling, FASTER: [(99.0,)]})
+    chosen = select(watch, [TRIALS[0], TRIALS[2]], rounds=12)
+    assert not chosen.tuned
+    assert chosen.noise > 0.03
+
+
+@pytest.mark.parametrize(("wins", "tuned"), [(11, True), (10, True), (9, False), (8, False)])
+def test_the_sign_test_wants_ten_of_eleven_rounds(wins, tuned):
+    rounds = [(90.0,)] * wins + [(101.0,)] * (11 - wins)
+    watch = Stopwatch({DEFAULT: default_twice(), FASTER: [rounds]})
+    chosen = select(watch, [TRIALS[0], TRIALS[2]], rounds=11)
+    assert chosen.tuned is tuned
+    assert f"{wins} of 11 rounds" in chosen.reason
+
+
+@pytest.mark.parametrize(("rounds", "tuned"), [(6, False), (7, True)])
+def test_seven_rounds_are_the_fewest_that_can_tell(rounds, tuned):
+    watch = Stopwatch({DEFAULT: default_twice(), FASTER: [(50.0,)]})
+    assert select(watch, [TRIALS[0], TRIALS[2]], rounds=rounds).tuned is tuned
+
+
+def test_drift_within_a_round_cancels():
+    drifting = [(100.0 + 10 * turn,) for turn in range(11)]
+    later = [(104.0 + 10 * turn,) for turn in range(11)]
+    middle = [(102.0 + 10 * turn,) for turn in range(11)]
+    watch = Stopwatch({DEFAULT: [drifting, later], FASTER: [middle]})
+    chosen = select(watch, [TRIALS[0], TRIALS[2]])
+    assert not chosen.tuned
+    assert chosen.finalists[0].cost == 1.0
+
+
+@pytest.mark.parametrize(("decode_us", "tuned"), [(10.1, True), (10.3, False)])
+def test_a_winner_may_not_be_slower_on_any_batch(decode_us, tuned):
+    workload = (DECODE, replace(PREFILL, weight=9.0))
+    watch = Stopwatch(
+        {DEFAULT: default_twice((10.0, 200.0), (10.0, 200.0)), FASTER: [(decode_us, 100.0)]},
+        workload=workload,
+    )
+    chosen = select(watch, _on_two_batches(FASTER))
+    assert chosen.tuned is tuned
+    assert ("3.0% slower than the default on the batch of 32 tokens" in chosen.reason) is not tuned
+
+
+def test_the_next_finalist_has_its_turn_when_the_best_does_not_pass():
+    watch = Stopwatch(
+        {
+            DEFAULT: default_twice((10.0, 200.0), (10.0, 200.0)),
+            FASTER: [(12.0, 100.0)],
+            FAST: [(9.0, 190.0)],
+        },
+        workload=(DECODE, PREFILL),
+    )
+    chosen = select(watch, _on_two_batches(FAST, FASTER))
+    assert chosen.config == FAST
+    assert chosen.finalists[0].config == FASTER
+
+
+def test_a_finalist_that_fails_is_dropped_and_its_failure_kept():
+    watch = Stopwatch(
+        {DEFAULT: default_twice(), FAST: [(90.0,)], FASTER: [[(80.0,)] * 10 + [CRASH]]}
+    )
+    chosen = select(watch, TRIALS)
+    assert chosen.config == FAST
+    assert [(f.config, f.failure) for f in chosen.finalists] == [(FAST, None), (FASTER, CRASH)]
+
+
+def test_when_all_finalists_fail_the_default_stands():
+    watch = Stopwatch({DEFAULT: default_twice(), FASTER: [CRASH]})
+    chosen = select(watch, [TRIALS[0], TRIALS[2]])
+    assert (chosen.config, chosen.tuned) == (DEFAULT, False)
+    assert "failed when it was measured again (crash)" in chosen.reason
+
+
+def test_a_default_that_fails_only_now_stands():
+    watch = Stopwatch({DEFAULT: [CRASH, (100.0,)], FASTER: [(80.0,)]})
+    chosen = select(watch, [TRIALS[0], TRIALS[2]])
+    assert (chosen.config, chosen.tuned, chosen.times_us) == (DEFAULT, False, (100.0,))
+    assert "the default failed" in chosen.reason
+
+
+@pytest.mark.parametrize("outcome", [CRASH, Pruned(rule="too much shared memory")])
+def test_without_a_default_that_runs_the_fastest_wins(outcome):
+    watch = Stopwatch({FAST: [(80.0,)], FASTER: [(90.0,)], SLOW: [CRASH]})
+    trials = [Trial(config=DEFAULT, outcome=outcome), *TRIALS[1:], measured(SLOW, 0.7)]
+    chosen = select(watch, trials)
+    assert (chosen.config, chosen.tuned, chosen.times_us) == (FAST, True, (80.0,))
+    assert (chosen.cost, chosen.default_times_us) == (None, ())
+    assert "the default does not run" in chosen.reason
+    assert DEFAULT not in watch.asked[0]
+
+
+@pytest.mark.parametrize("others", [[], [Trial(config=FAST, outcome=CRASH)], [TRIALS[1]]])
+def test_when_nothing_runs_there_is_no_winner(others):
+    watch = Stopwatch({FAST: [CRASH]})
+    chosen = select(watch, [Trial(config=DEFAULT, outcome=CRASH), *others])
+    assert (chosen.config, chosen.tuned, chosen.times_us) == (None, False, ())
+    assert "no configuration runs" in chosen.reason
+
+
+def test_alone_the_default_stands_and_is_not_measured_again():
+    watch = Stopwatch({})
+    chosen = select(watch, [TRIALS[0], Trial(config=FAST, outcome=CRASH)])
+    assert (chosen.config, chosen.tuned, chosen.times_us) == (DEFAULT, False, (100.0,))
+    assert watch.asked == []
+
+
+def test_only_the_best_few_fine_measurements_are_finalists():
+    many = [measured(Config(BLOCK_N=n, BLOCK_K=16), 2.0 - n / 100) for n in range(1, 10)]
+    hidden = [
+        measured(FAST, 0.1, coarse=True),
+        Trial(config=FASTER, outcome=Pruned(rule="behind", times_us=(1.0,)), cost=0.1),
+    ]
+    table = {trial.config: [(100.0,)] for trial in many} | {DEFAULT: default_twice()}
+    watch = Stopwatch(table)
+    select(watch, [TRIALS[0], *hidden, *many])
+    best = [Config(BLOCK_N=n, BLOCK_K=16) for n in (9, 8, 7, 6, 5)]
+    assert watch.asked == [[DEFAULT, *best, DEFAULT]]
+    assert len(best) == FINALISTS
+    assert [t.config for t in fine_trials([*hidden, *many])][:5] == best
+
+
+def _on_two_batches(*configs: Config) -> list[Trial]:
+    default = Trial(config=DEFAULT, outcome=Measurement(times_us=(10.0, 200.0)), cost=1.0)
+    fine = Measurement(times_us=(10.0, 100.0))
+    return [default, *(Trial(config=c, outcome=fine, cost=0.7) for c in configs)]

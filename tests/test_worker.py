@@ -1,0 +1,102 @@
+import ctypes
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lora_autotune.errors import EvaluatorError
+from lora_autotune.evaluators.worker import Died, Worker
+
+state = []
+
+
+def set_up(value):
+    state.append(value)
+
+
+def read_state():
+    os.write(1, b"chatter that must not be seen\n")
+    return list(state)
+
+
+def endless():
+    while True:
+        time.sleep(1)
+
+
+def endless_with_a_child(path):
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    path.write_text(str(child.pid))
+    endless()
+
+
+def segfault():
+    os.write(2, b"about to go\n")
+    ctypes.string_at(0)
+
+
+def bug():
+    raise KeyError("a bug")
+
+
+def process_id():
+    return os.getpid()
+
+
+@pytest.fixture
+def worker():
+    one = Worker(set_up, "ready")
+    yield one
+    one.close()
+
+
+def alive(pid):
+    try:
+        with Path(f"/proc/{pid}/stat").open() as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_it_is_set_up_once_and_keeps_its_state(worker, capfd):
+    assert worker.call(read_state, timeout_s=60) == ["ready"]
+    assert worker.call(read_state, timeout_s=60) == ["ready"]
+    assert capfd.readouterr().out == ""
+
+
+def test_a_job_that_hangs_is_killed_and_the_next_one_runs(worker):
+    before = worker.call(process_id, timeout_s=60)
+    died = worker.call(endless, timeout_s=0.3)
+    assert died.timed_out
+    assert "0.3 s" in died.message
+    assert worker.call(process_id, timeout_s=60) != before
+    assert not alive(before)
+
+
+def test_the_children_of_a_killed_job_die_too(worker, tmp_path):
+    note = tmp_path / "pid"
+    worker.call(read_state, timeout_s=60)
+    assert worker.call(endless_with_a_child, note, timeout_s=5).timed_out
+    pid = int(note.read_text())
+    deadline = time.monotonic() + 10
+    while alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(pid)
+
+
+def test_a_job_that_crashes_says_how_and_what_it_printed_last(worker):
+    died = worker.call(segfault, timeout_s=60)
+    assert isinstance(died, Died)
+    assert not died.timed_out
+    assert "SIGSEGV" in died.message
+    assert "about to go" in died.message
+    assert worker.call(read_state, timeout_s=60) == ["ready"]
+
+
+def test_a_bug_in_a_job_propagates(worker):
+    with pytest.raises(EvaluatorError, match="KeyError"):
+        worker.call(bug, timeout_s=60)
+    assert worker.call(read_state, timeout_s=60) == ["ready"]
