@@ -236,7 +236,7 @@ def _folders(root: Path, running: str) -> list[tuple[Path, str]]:
         first.append((root / public, f"tuned for the release that {running} is built from"))
     try:
         names = [entry.name for entry in root.iterdir()]
-    except (OSError, ValueError) as error:
+    except OSError as error:
         _log_once(logging.WARNING, f"LoRA configs: {root} cannot be listed: {error}")
         names = []
     others = [(v, n) for n in names if n not in {exact, public} and (v := folder_version(n))]

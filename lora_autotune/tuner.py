@@ -325,7 +325,7 @@ def _weighted_us(times_us: tuple[float, ...], workload: Workload) -> float | Non
     return mean_time_us(times_us, workload) if times_us else None
 
 
-def write_result(result: TuningResult, root: Path) -> Path | None:
+def write_result(result: TuningResult, root: Path | str) -> Path | None:
     """Merge what was chosen into its config file under a root; None when nothing runs.
 
     Where the default stands it is written too: a lookup that finds no entry for a chunk size takes
@@ -338,7 +338,7 @@ def write_result(result: TuningResult, root: Path) -> Path | None:
     if config is None:
         return None
     path = config_file_path(
-        root,
+        Path(root),
         task.kernel,
         task.K,
         task.R,

@@ -1,0 +1,477 @@
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import lora_autotune
+from lora_autotune import config_file
+from lora_autotune.config_file import (
+    FOLDER,
+    MAX_BYTES,
+    ConfigTable,
+    check_tree,
+    config_file_name,
+    config_file_path,
+    folder_version,
+    merge_config_file,
+    read_config_file,
+    version_folder,
+)
+from lora_autotune.errors import ConfigFileError, UsageError
+
+CHECKOUT = Path(lora_autotune.__file__).parent.parent
+GOOD = {"BLOCK_N": 32, "BLOCK_K": 64}
+
+HOSTILE = {
+    "empty": (b"", "empty"),
+    "blank": (b" \n\t", "empty"),
+    "truncated": (b'{"16": {"BLOCK_N": 16, "BLO', "not JSON"),
+    "trailing": (b'{"16": {"BLOCK_N": 16, "BLOCK_K": 16}} x', "not JSON"),
+    "binary": (b"\x00\x01\x02", "not JSON"),
+    "byte order mark": (b'\xef\xbb\xbf{"16": {"BLOCK_N": 16, "BLOCK_K": 16}}', "not JSON"),
+    "invalid utf-8": (b'{"16": {"BLOCK_N": 16, "BLOCK_K": 16, "\xff": 1}}', "not UTF-8 (byte 39)"),
+    "huge": (b" " * (MAX_BYTES + 1), f"larger than {MAX_BYTES}"),
+    "deeply nested": (b"[" * 200_000, "too deeply"),
+    "deeply nested value": (b'{"16": ' * 100_000, "too deeply"),
+    "list": (b"[16]", "not a JSON object"),
+    "number": (b"16", "not a JSON object"),
+    "null": (b"null", "not a JSON object"),
+    "no chunk size": (b"{}", "no chunk size"),
+    "outer duplicate": (
+        b'{"16": {"BLOCK_N": 16, "BLOCK_K": 16}, "16": {"BLOCK_N": 32, "BLOCK_K": 16}}',
+        "'16' twice",
+    ),
+    "inner duplicate": (
+        b'{"16": {"BLOCK_N": 16, "BLOCK_K": 16, "BLOCK_N": 32}}',
+        "'BLOCK_N' twice",
+    ),
+    **{
+        f"chunk size {key!r}": (json.dumps({key: GOOD}).encode(), "where a chunk size belongs")
+        for key in (
+            "",
+            "x",
+            "0",
+            "-16",
+            "+16",
+            "016",
+            "16.0",
+            " 16",
+            "16 ",
+            "1_6",
+            "1e1",
+            "١٦",
+            "²",
+        )
+    },
+    "chunk size too long": (json.dumps({"9" * 5000: GOOD}).encode(), "where a chunk size belongs"),
+    "note at the top": (json.dumps({"16": GOOD, "by": "me"}).encode(), "'by' where a chunk size"),
+    **{
+        f"entry {entry!r}": (json.dumps({"16": entry}).encode(), "chunk size 16: is not an object")
+        for entry in (None, 16, "x", [GOOD])
+    },
+    "unknown key": (json.dumps({"16": GOOD | {"num_ctas": 1}}).encode(), "parameter 'num_ctas'"),
+    "no BLOCK_N": (b'{"16": {"BLOCK_K": 16}}', "BLOCK_N is missing"),
+    "no BLOCK_K": (b'{"16": {"BLOCK_N": 16}}', "BLOCK_K is missing"),
+    **{
+        f"value {value!r}": (
+            json.dumps({"16": GOOD | {"num_warps": value}}).encode(),
+            "chunk size 16: num_warps must be an integer",
+        )
+        for value in (True, False, None, 4.0, 0, -4, "4", [4], 10**19)
+    },
+    "infinite float": (b'{"16": {"BLOCK_N": 1e999, "BLOCK_K": 16}}', "BLOCK_N must be an integer"),
+    "very long integer": (b'{"16": {"BLOCK_N": %s, "BLOCK_K": 16}}' % (b"9" * 5000), "5000 digits"),
+    **{
+        name: (b'{"16": {"BLOCK_N": %s, "BLOCK_K": 16}}' % name.encode(), f"holds {name}")
+        for name in ("NaN", "Infinity", "-Infinity")
+    },
+}
+
+
+def put(path: Path, table: ConfigTable) -> Path:
+    merge_config_file(path, table)
+    return path
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return config_file_path(
+        tmp_path, "expand", 4096, 64, 3, device_name="NVIDIA H200", triton_version="3.6.0"
+    )
+
+
+class TestNames:
+    def test_a_file_lies_where_the_schema_says(self, tmp_path: Path, file: Path) -> None:
+        assert file.relative_to(tmp_path).as_posix() == (
+            "csgmv_configs/triton_3_6_0/lora_expand,K=4096,R=64,S=3,device=NVIDIA_H200.json"
+        )
+
+    def test_an_unknown_kernel_is_refused(self) -> None:
+        with pytest.raises(UsageError, match=r"'srink'.*allowed: shrink, expand"):
+            config_file_name("srink", 1024, 64, 3, "NVIDIA H200")
+
+    def test_folders_sort_as_their_versions_do(self) -> None:
+        versions = [
+            "3.6",
+            "3.6.0.dev20260101",
+            "3.6.0rc1",
+            "3.6.0",
+            "3.6.0+git12ab",
+            "3.9.0",
+            "3.10.0",
+            "3.10.0.post1",
+        ]
+        keys = [folder_version(version_folder(version)) for version in versions]
+        assert None not in keys
+        assert sorted(keys, key=lambda key: key or ((), 0)) == keys
+
+    @pytest.mark.parametrize(
+        "name",
+        ["3_6_0", "triton", "triton_", "triton_x", "triton_3_6_0_old", "triton_3_6_0~", "triton_٣"],
+    )
+    def test_other_folders_are_no_versions(self, name: str) -> None:
+        assert folder_version(name) is None
+
+
+class TestReading:
+    def test_a_good_file(self, tmp_path: Path) -> None:
+        file = tmp_path / "lora_expand,K=1,R=1,S=1,device=x.json"
+        unordered = {"maxnreg": 96, "BLOCK_K": 16, "BLOCK_N": 64}
+        file.write_text(json.dumps({"32": unordered, "16": GOOD}))
+        table = read_config_file(file)
+        assert table == {16: GOOD, 32: {"BLOCK_N": 64, "BLOCK_K": 16, "maxnreg": 96}}
+        assert list(table[32]) == ["BLOCK_N", "BLOCK_K", "maxnreg"]
+
+    @pytest.mark.parametrize(("content", "complaint"), HOSTILE.values(), ids=HOSTILE)
+    def test_a_malformed_file_raises_an_error_that_names_it(
+        self, tmp_path: Path, content: bytes, complaint: str
+    ) -> None:
+        file = tmp_path / "lora_expand,K=1,R=1,S=1,device=x.json"
+        file.write_bytes(content)
+        with pytest.raises(ConfigFileError) as caught:
+            read_config_file(file)
+        assert str(file) in caught.value.message
+        assert complaint in caught.value.message
+
+    def test_a_long_key_makes_no_long_message(self, tmp_path: Path) -> None:
+        file = tmp_path / "x.json"
+        key = "k" * 100_000
+        for content in (
+            f'{{"{key}": 1, "{key}": 2}}',
+            f'{{"{key}": 1}}',
+            f'{{"16": {{"{key}": 1}}}}',
+        ):
+            file.write_text(content)
+            with pytest.raises(ConfigFileError) as caught:
+                read_config_file(file)
+            assert len(caught.value.message) < len(str(file)) + 150
+
+    def test_a_register_cap_is_for_expand_only(self, tmp_path: Path) -> None:
+        shrink = tmp_path / "lora_shrink,K=1,R=1,S=1,device=x.json"
+        shrink.write_text(json.dumps({"16": GOOD | {"maxnreg": 96}}))
+        with pytest.raises(ConfigFileError, match="unknown parameter 'maxnreg'"):
+            read_config_file(shrink)
+        expand = shrink.rename(tmp_path / "lora_expand,K=1,R=1,S=1,device=x.json")
+        assert read_config_file(expand)[16]["maxnreg"] == 96
+
+    def test_what_is_no_regular_file_neither_hangs_nor_passes(self, tmp_path: Path) -> None:
+        folder, pipe, loop = tmp_path / "folder", tmp_path / "pipe", tmp_path / "loop"
+        folder.mkdir()
+        os.mkfifo(pipe)
+        loop.symlink_to(loop)
+        complaints = {
+            tmp_path / "absent": "No such file",
+            folder: "is a directory",
+            pipe: "not a regular file",
+            Path("/dev/zero"): "not a regular file",
+            loop: "symbolic link",
+            tmp_path / ("n" * 300): "name too long",
+            tmp_path / "nul\0nul": "null",
+            folder / "x": "No such file",
+        }
+        for path, complaint in complaints.items():
+            with pytest.raises(ConfigFileError, match=complaint) as caught:
+                read_config_file(path)
+            assert str(path) in caught.value.message
+
+    def test_an_unreadable_file(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        put(file, {16: GOOD})
+
+        def refuse(*_: object) -> int:
+            raise PermissionError(13, "Permission denied", str(file))
+
+        monkeypatch.setattr(os, "open", refuse)  # the owner of the tests may be allowed everything
+        with pytest.raises(ConfigFileError, match="Permission denied"):
+            read_config_file(file)
+
+    @given(content=st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+    def test_no_content_raises_anything_else(
+        self, tmp_path_factory: pytest.TempPathFactory, content: bytes
+    ) -> None:
+        file = tmp_path_factory.getbasetemp() / "lora_expand,any.json"
+        file.write_bytes(content)
+        ((_, error),) = check_tree(file)  # anything but a ConfigFileError comes out of here
+        assert error is None or str(file) in error.message
+
+
+sizes = st.integers(min_value=1, max_value=1 << 20)
+configs = st.fixed_dictionaries(
+    {"BLOCK_K": sizes, "BLOCK_N": sizes},
+    optional={"maxnreg": sizes, "num_stages": sizes, "num_warps": sizes},
+)
+tables = st.dictionaries(st.integers(min_value=1, max_value=9_999_999), configs, min_size=1)
+
+
+class TestMerging:
+    def test_the_text_is_for_people_and_always_the_same(self, file: Path) -> None:
+        put(file, {64: {"BLOCK_K": 16, "BLOCK_N": 64}})
+        put(
+            file,
+            {16: {"maxnreg": 96, "num_stages": 2, "num_warps": 4, "BLOCK_K": 16, "BLOCK_N": 32}},
+        )
+        assert (
+            file.read_text()
+            == """{
+    "16": {
+        "BLOCK_N": 32,
+        "BLOCK_K": 16,
+        "num_warps": 4,
+        "num_stages": 2,
+        "maxnreg": 96
+    },
+    "64": {
+        "BLOCK_N": 64,
+        "BLOCK_K": 16
+    }
+}
+"""
+        )
+
+    @given(first=tables, second=tables)
+    def test_what_is_merged_is_read(
+        self, tmp_path_factory: pytest.TempPathFactory, first: ConfigTable, second: ConfigTable
+    ) -> None:
+        file = tmp_path_factory.getbasetemp() / "lora_expand,round.json"
+        file.unlink(missing_ok=True)
+        merge_config_file(file, first)
+        assert read_config_file(file) == first
+        merge_config_file(file, second)
+        merged = read_config_file(file)
+        assert merged == first | second
+        assert list(merged) == sorted(merged)
+
+    def test_an_empty_table_changes_nothing(self, file: Path) -> None:
+        merge_config_file(file, {})
+        assert not file.exists()
+
+    @pytest.mark.parametrize(
+        "table",
+        [
+            {0: GOOD},
+            {True: GOOD},
+            {16: {"BLOCK_N": 16}},
+            {16: GOOD | {"num_warps": 0}},
+            {16: GOOD | {"num_warps": True}},
+            {16: GOOD | {"other": 1}},
+        ],
+    )
+    def test_a_table_that_breaks_the_schema_is_a_bug(self, file: Path, table: ConfigTable) -> None:
+        put(file, {32: GOOD})
+        before = file.read_bytes()
+        with pytest.raises(ValueError, match="chunk size"):
+            merge_config_file(file, table)
+        assert file.read_bytes() == before
+
+    @pytest.mark.parametrize("content", [b"", b"{}", b'{"16": {"BLOCK_N"', b"\xff"])
+    def test_a_malformed_file_is_left_as_it_is(self, file: Path, content: bytes) -> None:
+        file.parent.mkdir(parents=True)
+        file.write_bytes(content)
+        with pytest.raises(ConfigFileError, match=r"nothing was written") as caught:
+            merge_config_file(file, {16: GOOD})
+        assert str(file) in caught.value.message
+        assert [*file.parent.iterdir()] == [file]
+        assert file.read_bytes() == content
+
+    def test_a_broken_link_is_left_as_it_is(self, file: Path) -> None:
+        file.parent.mkdir(parents=True)
+        file.symlink_to("nowhere")
+        with pytest.raises(ConfigFileError, match="nothing was written"):
+            merge_config_file(file, {16: GOOD})
+        assert file.is_symlink()
+
+    def test_a_folder_that_cannot_be_made(self, tmp_path: Path) -> None:
+        (tmp_path / "blocker").write_text("")
+        with pytest.raises(ConfigFileError, match=r"cannot be written.*--out"):
+            merge_config_file(tmp_path / "blocker" / "x" / "file.json", {16: GOOD})
+
+    def test_a_file_system_without_locks_only_warns(
+        self, file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def refuse(*_: object) -> None:
+            raise OSError(9, "Bad file descriptor")
+
+        monkeypatch.setattr(fcntl, "flock", refuse)
+        put(file, {16: GOOD})
+        assert read_config_file(file) == {16: GOOD}
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+    def test_permissions_are_the_users_choice(self, file: Path) -> None:
+        before = os.umask(0o027)
+        try:
+            put(file, {16: GOOD})
+        finally:
+            os.umask(before)
+        assert file.stat().st_mode & 0o777 == 0o640
+
+
+class TestCrashes:
+    @pytest.mark.parametrize("step", ["fsync", "replace"])
+    @pytest.mark.parametrize("crash", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+    def test_a_write_that_fails_leaves_the_old_file_alone(
+        self, file: Path, monkeypatch: pytest.MonkeyPatch, step: str, crash: BaseException
+    ) -> None:
+        put(file, {16: GOOD})
+        before = file.read_bytes()
+
+        def fail(*_: object) -> None:
+            raise crash
+
+        with monkeypatch.context() as patch:
+            patch.setattr({"fsync": os, "replace": Path}[step], step, fail)
+            expected = ConfigFileError if isinstance(crash, OSError) else KeyboardInterrupt
+            with pytest.raises(expected):
+                merge_config_file(file, {64: GOOD})
+        assert file.read_bytes() == before
+        assert [*file.parent.iterdir()] == [file]
+        put(file, {64: GOOD})
+        assert set(read_config_file(file)) == {16, 64}
+
+    def test_a_killed_writer_leaves_a_whole_file(self, file: Path, tmp_path: Path) -> None:
+        put(file, {1: GOOD})
+        script = (
+            "import itertools, pathlib, sys\n"
+            "from lora_autotune.config_file import merge_config_file\n"
+            "print(flush=True)\n"
+            "for i in itertools.count(2):\n"
+            "    table = {chunk: {'BLOCK_N': i, 'BLOCK_K': i} for chunk in range(2, 2000)}\n"
+            "    merge_config_file(pathlib.Path(sys.argv[1]), table)\n"
+        )
+        moments = random.Random(0)
+        for _ in range(6):
+            with started(script, file) as writer:
+                assert writer.stdout is not None
+                writer.stdout.readline()
+                time.sleep(moments.uniform(0.0, 0.08))
+                writer.kill()
+            table = read_config_file(file)
+            assert table.pop(1) == GOOD
+            assert len({tuple(config.items()) for config in table.values()}) <= 1
+        assert [error for _, error in check_tree(tmp_path)] == [None]
+
+    def test_leftovers_of_a_killed_writer_are_never_read(self, file: Path, tmp_path: Path) -> None:
+        put(file, {16: GOOD})
+        file.with_name(f".{file.name}.0badc0de~").write_text('{"16": {')
+        assert read_config_file(file) == {16: GOOD}
+        assert [*check_tree(tmp_path)] == [(file, None)]
+        put(file, {32: GOOD})
+        assert set(read_config_file(file)) == {16, 32}
+
+
+def started(script: str, *arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        cwd=CHECKOUT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_two_writers_at_once_lose_nothing(file: Path) -> None:
+    script = (
+        "import pathlib, sys\n"
+        "from lora_autotune.config_file import merge_config_file\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.readline()\n"
+        "for chunk in range(int(sys.argv[2]), 200, 2):\n"
+        "    table = {chunk: {'BLOCK_N': chunk, 'BLOCK_K': 1}}\n"
+        "    merge_config_file(pathlib.Path(sys.argv[1]), table)\n"
+    )
+    with started(script, file, 1) as odd, started(script, file, 2) as even:
+        for writer in (odd, even):
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == "ready\n"
+        for writer in (odd, even):
+            assert writer.stdin is not None
+            writer.stdin.write("go\n")
+            writer.stdin.flush()
+        assert (odd.wait(60), even.wait(60)) == (0, 0)
+    assert read_config_file(file) == {n: {"BLOCK_N": n, "BLOCK_K": 1} for n in range(1, 200)}
+    assert [*file.parent.iterdir()] == [file]
+
+
+class TestChecking:
+    def test_a_tree(self, tmp_path: Path, file: Path) -> None:
+        put(file, {16: GOOD})
+        name = file.name
+        bad = file.with_name(name.replace("K=4096", "K=1024"))
+        bad.write_text("{}")
+        misnamed = put(file.with_name("lora_expand,K=04096,R=64,S=3,device=x.json"), {16: GOOD})
+        old = put(file.parent.parent / "triton_old" / name, {16: GOOD})
+        outside = put(tmp_path / "triton_3_6_0" / name, {16: GOOD})
+        (file.parent / "README.md").write_text("not a config file, and none of its business")
+        found = {path: error and error.message for path, error in check_tree(tmp_path)}
+        assert found == {
+            file: None,
+            bad: f"{bad}: holds no chunk size",
+            misnamed: f"{misnamed}: no lookup reads a file of this name",
+            old: f"{old}: no lookup reads this folder",
+            outside: f"{outside}: no lookup reads this folder",
+        }
+
+    def test_every_folder_that_a_lookup_reads_is_right(self, tmp_path: Path) -> None:
+        for version in ("3.6.0", "3.6.0.post1", "3.6.0+git1234"):
+            path = config_file_path(
+                tmp_path, "shrink", 8, 8, 1, device_name="x", triton_version=version
+            )
+            put(path, {16: GOOD})
+        assert [error for _, error in check_tree(tmp_path)] == [None, None, None]
+
+    def test_from_inside_a_folder(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        put(file, {16: GOOD})
+        monkeypatch.chdir(file.parent)
+        assert [*check_tree(Path())] == [(Path(file.name), None)]
+
+    def test_a_single_file(self, tmp_path: Path) -> None:
+        file = put(tmp_path / "any.json", {16: GOOD})
+        assert [*check_tree(file)] == [(file, None)]
+        file.write_text("")
+        ((_, error),) = check_tree(file)
+        assert error is not None
+        assert error.message == f"{file}: is empty"
+
+    def test_a_folder_that_cannot_be_listed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(path: object) -> None:
+            raise PermissionError(13, "Permission denied", str(path))
+
+        monkeypatch.setattr(os, "scandir", refuse)
+        ((folder, error),) = check_tree(tmp_path)
+        assert folder == tmp_path
+        assert error is not None
+        assert error.message == f"{tmp_path}: Permission denied"
+
+    def test_the_shipped_configs(self) -> None:
+        tree = Path(config_file.__file__).parent / "configs" / FOLDER
+        assert [error for _, error in check_tree(tree) if error is not None] == []
