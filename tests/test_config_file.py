@@ -90,7 +90,10 @@ HOSTILE = {
         for value in (True, False, None, 4.0, 0, -4, "4", [4], 10**19)
     },
     "infinite float": (b'{"16": {"BLOCK_N": 1e999, "BLOCK_K": 16}}', "BLOCK_N must be an integer"),
-    "very long integer": (b'{"16": {"BLOCK_N": %s, "BLOCK_K": 16}}' % (b"9" * 5000), "5000 digits"),
+    "very long integer": (
+        b'{"16": {"BLOCK_N": %s, "BLOCK_K": 16}}' % (b"9" * 5000),
+        "an integer of 5000",
+    ),
     **{
         name: (b'{"16": {"BLOCK_N": %s, "BLOCK_K": 16}}' % name.encode(), f"holds {name}")
         for name in ("NaN", "Infinity", "-Infinity")
@@ -131,9 +134,10 @@ class TestNames:
             "3.10.0",
             "3.10.0.post1",
         ]
-        keys = [folder_version(version_folder(version)) for version in versions]
-        assert None not in keys
-        assert sorted(keys, key=lambda key: key or ((), 0)) == keys
+        folders = [version_folder(version) for version in versions]
+        keys = {folder: folder_version(folder) for folder in folders}
+        assert None not in keys.values()
+        assert sorted(folders, key=lambda name: (keys[name] or ((), 0), name)) == folders
 
     @pytest.mark.parametrize(
         "name",

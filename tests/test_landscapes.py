@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 import lora_autotune.landscape
+from lora_autotune.evaluators.cuda import COMPILE_TIMEOUT_S
+from lora_autotune.evaluators.measuring import MAX_SPILL_BYTES
 from lora_autotune.evaluators.replay import ReplayEvaluator
 from lora_autotune.landscape import read_landscape, write_landscape
 from lora_autotune.space import DEFAULT_CONFIGS, named_space
@@ -12,8 +14,7 @@ from lora_autotune.trial import Measurement
 from lora_autotune.tuner import tune
 
 FILES = sorted((Path(lora_autotune.landscape.__file__).parent / "configs/landscapes").iterdir())
-SPILL_LIMIT = 256
-COMPILE_LIMIT_S = 6.0
+
 
 pytestmark = pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 
@@ -42,8 +43,8 @@ def test_no_pruning_rule_drops_a_config_within_five_percent_of_the_best(file):
     assert near
     for trial in near:
         assert trial.resources is not None
-        assert trial.resources.spill_bytes <= SPILL_LIMIT
-        assert trial.compile_s < COMPILE_LIMIT_S
+        assert trial.resources.spill_bytes <= MAX_SPILL_BYTES
+        assert trial.compile_s < COMPILE_TIMEOUT_S
 
 
 def test_replay_answers_what_was_recorded(file):

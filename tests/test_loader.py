@@ -247,12 +247,13 @@ class TestHostileFiles:
     ) -> None:
         path = path_of(root)
         path.parent.mkdir(parents=True)
-        {
+        make: dict[str, Callable[[], object]] = {
             "folder": path.mkdir,
             "pipe": lambda: os.mkfifo(path),
             "broken link": lambda: path.symlink_to("nowhere"),
             "loop": lambda: path.symlink_to(path),
-        }[kind]()
+        }
+        make[kind]()
         assert shrink() == DEFAULT_SHRINK_CONFIG
         assert [str(path) in line for line in said(log, "ERROR")] == [True]
 

@@ -9,13 +9,17 @@ from collections.abc import Sequence
 from lora_autotune.cli.arguments import make_parser
 from lora_autotune.errors import LoraAutotuneError, UsageError
 
+_EXTRAS = {"optuna": "tune", "rich": "tune", "torch": "cuda", "triton": "cuda"}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code.
 
     0: done; 1: it could not be done; 2: the arguments make no sense; 130: interrupted.
     """
-    arguments = make_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    arguments = make_parser().parse_args(words)
+    arguments.words = words
     try:
         code: int = arguments.run(arguments)
         sys.stdout.flush()
@@ -27,9 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LoraAutotuneError as error:
         return _fail(str(error), 1)
     except ModuleNotFoundError as error:
-        if error.name not in {"optuna", "rich", "torch", "triton"}:
+        extra = _EXTRAS.get(error.name or "")
+        if extra is None:
             raise
-        return _fail(f"{error.name} is not installed (pip install 'lora-autotune[tune]')", 1)
+        return _fail(f"{error.name} is not installed (pip install 'lora-autotune[{extra}]')", 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
     return code
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,14 +30,23 @@ class _Parser(argparse.ArgumentParser):
         return known
 
     def _unknown(self, argument: str) -> str:
-        options = [name for name in self._option_string_actions if name.startswith("--")]
-        close = difflib.get_close_matches(argument.split("=", maxsplit=1)[0], options, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"allowed: {', '.join(options)}"
+        hint = _hint(argument.partition("=")[0], self._option_string_actions)
         return f"unknown argument {argument} ({hint})"
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            hint = _hint(str(value), action.choices)
+            raise argparse.ArgumentError(action, f"{value!r} is not known ({hint})")
 
     def error(self, message: str) -> NoReturn:
         sys.stderr.write(f"{self.prog}: error: {message}\n")
         sys.exit(2)
+
+
+def _hint(word: str, allowed: Iterable[str]) -> str:
+    names = list(allowed)
+    close = difflib.get_close_matches(word, names, n=1)
+    return f"did you mean {close[0]}?" if close else f"allowed: {', '.join(names)}"
 
 
 def _positive(text: str) -> int:
@@ -72,7 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
         description="Tune the CSGMV LoRA kernels for this machine's GPU, and look up what was.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True)
 
     def command(name: str, module: str, text: str) -> _Parser:
         added: _Parser = commands.add_parser(name, help=text, description=text)
@@ -127,6 +137,7 @@ def make_parser() -> argparse.ArgumentParser:
     check.add_argument("paths", nargs="+", type=Path, metavar="PATH")
 
     command("strategies", "inspecting", "The strategies that are installed, plug-ins included.")
+    commands.metavar = "|".join(commands.choices)
     return parser
 
 
@@ -134,13 +145,26 @@ def _add_tasks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="NAME|DIR|config.json", help="the model whose layers")
     parser.add_argument("--kernel", choices=KERNELS, help="one task by hand, with -K and -S")
     parser.add_argument("-K", type=_positive, help="shrink: input width; expand: output width")
-    parser.add_argument("-S", type=_positive, default=1, help="fused slices; default: 1")
-    parser.add_argument("--slices", type=_positive, nargs="+", metavar="WIDTH")
-    parser.add_argument("--rank", type=_positive, help="the largest rank that the server allows")
-    parser.add_argument("--tp", type=_positive, default=1, help="tensor-parallel size; default: 1")
-    parser.add_argument("--dtype", choices=DTYPES, default="float16")
+    parser.add_argument("-S", type=_positive, help="fused slices; default: 1")
     parser.add_argument(
-        "--chunk-sizes", type=_positive, nargs="+", default=list(CHUNK_SIZES), metavar="N"
+        "--slices",
+        type=_positive,
+        nargs="+",
+        metavar="WIDTH",
+        help="widths of an expand's slices; default: equal ones",
+    )
+    parser.add_argument("--rank", type=_positive, help="the largest rank that the server allows")
+    parser.add_argument("--tp", type=_positive, help="tensor-parallel size; default: 1")
+    parser.add_argument(
+        "--lm-head", action="store_true", help="the model's lm_head too, on few rows"
+    )
+    parser.add_argument("--dtype", choices=DTYPES, help="default: float16")
+    parser.add_argument(
+        "--chunk-sizes",
+        type=_positive,
+        nargs="+",
+        metavar="N",
+        help=f"default: {' '.join(map(str, CHUNK_SIZES))}",
     )
     parser.add_argument(
         "--tokens",
@@ -149,4 +173,4 @@ def _add_tasks(parser: argparse.ArgumentParser) -> None:
         metavar="TOKENS[:ADAPTERS]",
         help="batches to tune on; default: those that reach each chunk size",
     )
-    parser.add_argument("--space", choices=SPACE_NAMES, default="wide")
+    parser.add_argument("--space", choices=SPACE_NAMES, help="default: wide")

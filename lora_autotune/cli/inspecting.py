@@ -38,7 +38,10 @@ def check(arguments: Any) -> int:
     for path in arguments.paths:
         if not path.exists():
             raise UsageError(f"{path} does not exist")
-        for _, error in check_tree(path):
+        verdicts = [error for _, error in check_tree(path)]
+        if not verdicts:
+            raise UsageError(f"{path} holds no config file")
+        for error in verdicts:
             good += error is None
             bad += error is not None
             if error is not None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import datetime
 import shlex
-import sys
 from typing import Any
 
-from lora_autotune.cli.tasks import named_tasks, named_workload
+from lora_autotune.cli.tasks import named_work
 from lora_autotune.evaluators.cuda import CudaMachine
 from lora_autotune.landscape import write_landscape
 from lora_autotune.recorder import record as record_landscape
@@ -17,16 +16,15 @@ from lora_autotune.trial import Failure, Trial
 
 def record(arguments: Any) -> int:
     """Measure every config of every named task, one file each."""
-    tasks = named_tasks(arguments)
+    work = named_work(arguments)
     note = {
-        "command": shlex.join(["lora-autotune", *sys.argv[1:]]),
+        "command": shlex.join(["lora-autotune", *arguments.words]),
         "date": datetime.datetime.now(tz=datetime.timezone.utc).date().isoformat(),
     }
     with CudaMachine() as machine:
-        for place, task in enumerate(tasks, start=1):
-            workload = named_workload(arguments, task)
-            space = named_space(arguments.space, task.kernel)
-            print(f"[{place}/{len(tasks)}] {task}: {len(space)} configs", flush=True)
+        for place, (task, workload) in enumerate(work.items(), start=1):
+            space = named_space(arguments.space or "wide", task.kernel)
+            print(f"[{place}/{len(work)}] {task}: {len(space)} configs", flush=True)
             finished: list[Trial] = []
 
             def on_trial(trial: Trial, finished: list[Trial] = finished) -> None:

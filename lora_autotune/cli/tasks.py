@@ -1,48 +1,88 @@
-"""From arguments to tasks."""
+"""From arguments to tasks, and to the batches that they are tuned on."""
 
 from __future__ import annotations
 
+import functools
+import sys
 from typing import Any
 
 from lora_autotune.errors import UsageError
 from lora_autotune.model import load_model_shape, tasks_for
-from lora_autotune.task import Task, Workload, default_workload, offsets_from_widths
+from lora_autotune.task import (
+    CHUNK_SIZES,
+    DECODE,
+    Task,
+    Workload,
+    default_workload,
+    offsets_from_widths,
+)
+
+_OPTIONS = {
+    "model": {"tp": "--tp", "lm_head": "--lm-head"},
+    "kernel": {"K": "-K", "S": "-S", "slices": "--slices"},
+}
 
 
-def named_tasks(arguments: Any) -> list[Task]:
-    """The tasks that --model or --kernel name; raises UsageError or ModelError."""
+def named_work(arguments: Any) -> dict[Task, Workload]:
+    """The tasks that --model or --kernel name, each with its batches.
+
+    Those are what --tokens says, or what reaches the task's chunk size. lm_head only ever sees one
+    row of each sequence, so on its own tasks that is the decode batch.
+
+    Raises:
+        UsageError: arguments that name no task.
+        ModelError: a model that is not known, or that no tasks can be made from.
+    """
     if (arguments.model is None) == (arguments.kernel is None):
         raise UsageError("name either a --model or a --kernel")
+    other = "kernel" if arguments.kernel is None else "model"
+    for name, option in _OPTIONS[other].items():
+        if getattr(arguments, name):
+            raise UsageError(f"{option} belongs to --{other}")
     if arguments.rank is None:
         raise UsageError("--rank is missing", hint="the largest rank that the server allows")
-    chunk_sizes = sorted(set(arguments.chunk_sizes))
-    if arguments.model is not None:
-        return tasks_for(
-            load_model_shape(arguments.model),
-            rank=arguments.rank,
-            tp=arguments.tp,
-            dtype=arguments.dtype,
-            chunk_sizes=chunk_sizes,
-        )
+    tasks = _tasks_by_hand(arguments) if arguments.model is None else _tasks_of_model(arguments)
+    return {
+        task: tuple(arguments.tokens or (default_workload(task.chunk_size) if full else (DECODE,)))
+        for task, full in tasks.items()
+    }
+
+
+def _tasks_of_model(arguments: Any) -> dict[Task, bool]:
+    """Each task, with whether it sees full batches."""
+    shape = load_model_shape(arguments.model)
+    for note in shape.notes:
+        print(f"note: {note}", file=sys.stderr)
+    tasks = functools.partial(
+        tasks_for,
+        shape,
+        rank=arguments.rank,
+        tp=arguments.tp or 1,
+        dtype=arguments.dtype or "float16",
+        chunk_sizes=_chunk_sizes(arguments),
+    )
+    layers = dict.fromkeys(tasks(), True)
+    return layers | {task: task in layers for task in tasks(lm_head=arguments.lm_head)}
+
+
+def _tasks_by_hand(arguments: Any) -> dict[Task, bool]:
     if arguments.K is None:
         raise UsageError("-K is missing", hint="shrink: input width; expand: output width")
-    offsets = None
-    if arguments.slices is not None:
-        offsets = offsets_from_widths(arguments.slices)
-    return [
+    widths = arguments.slices
+    tasks = (
         Task(
             kernel=arguments.kernel,
             K=arguments.K,
             R=arguments.rank,
-            S=arguments.S,
+            S=arguments.S or len(widths or [0]),
             chunk_size=chunk_size,
-            dtype=arguments.dtype,
-            slice_offsets=offsets,
+            dtype=arguments.dtype or "float16",
+            slice_offsets=offsets_from_widths(widths) if widths else None,
         )
-        for chunk_size in chunk_sizes
-    ]
+        for chunk_size in _chunk_sizes(arguments)
+    )
+    return dict.fromkeys(tasks, True)
 
 
-def named_workload(arguments: Any, task: Task) -> Workload:
-    """The batches that --tokens name, or those that reach the task's chunk size."""
-    return tuple(arguments.tokens or ()) or default_workload(task.chunk_size)
+def _chunk_sizes(arguments: Any) -> list[int]:
+    return sorted(set(arguments.chunk_sizes or CHUNK_SIZES))

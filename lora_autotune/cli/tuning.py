@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lora_autotune.cli.screen import Screen
-from lora_autotune.cli.tasks import named_tasks, named_workload
+from lora_autotune.cli.tasks import named_work
 from lora_autotune.errors import UsageError
 from lora_autotune.evaluator import Evaluator
 from lora_autotune.journal import Journal
@@ -22,9 +23,13 @@ from lora_autotune.task import Task
 from lora_autotune.tuner import TuningResult, write_result
 from lora_autotune.tuner import tune as tune_task
 
+COMMAND_VARIABLE = "LORA_AUTOTUNE_COMMAND"
+"""Set by a script that stands for ``lora-autotune tune``, so that the user is told that name."""
+
 SHIPPED_LANDSCAPES = Path(__file__).parent.parent / "configs" / "landscapes"
 
-_Job = tuple[Evaluator, SearchSpace]
+_Jobs = tuple[Collection[Task], str, Iterator[tuple[Evaluator, SearchSpace]]]
+"""The tasks, what they are measured on, and an evaluator and a space for each in turn."""
 
 
 def tune(arguments: Any) -> int:
@@ -33,14 +38,16 @@ def tune(arguments: Any) -> int:
     replay = arguments.replay is not None
     with contextlib.ExitStack() as stack:
         if replay:
-            count, platform, jobs = _recorded_jobs(arguments)
+            tasks, platform, jobs = _recorded_jobs(arguments)
             first = f"Replaying recorded measurements of {platform}: no GPU is used"
         else:
-            count, platform, jobs = _gpu_jobs(arguments, stack)
+            tasks, platform, jobs = _gpu_jobs(arguments, stack)
             first = f"Tuning on {platform}"
-        screen = Screen(count, json=arguments.json)
-        screen.say(f"{first}. {count} tasks, strategy {arguments.strategy}.")
+        screen = Screen(len(tasks), json=arguments.json)
+        screen.say(f"{first}. {len(tasks)} tasks, strategy {arguments.strategy}.")
         journal = Journal(arguments.journal or arguments.out / "tune.journal")
+        if arguments.resume:
+            journal.check_resumable(tasks)
         results: list[TuningResult] = []
         try:
             with screen:
@@ -87,29 +94,26 @@ def _tune_one(
     return result
 
 
-def _gpu_jobs(arguments: Any, stack: contextlib.ExitStack) -> tuple[int, str, Iterator[_Job]]:
-    tasks = named_tasks(arguments)
+def _gpu_jobs(arguments: Any, stack: contextlib.ExitStack) -> _Jobs:
+    work = named_work(arguments)
     from lora_autotune.evaluators.cuda import CudaMachine
 
     machine = stack.enter_context(CudaMachine())
     jobs = (
         (
-            machine.evaluator(task, named_workload(arguments, task), seed=arguments.seed),
-            named_space(arguments.space, task.kernel),
+            machine.evaluator(task, workload, seed=arguments.seed),
+            named_space(arguments.space or "wide", task.kernel),
         )
-        for task in tasks
+        for task, workload in work.items()
     )
-    return len(tasks), f"{machine.platform.device} (Triton {machine.platform.triton})", jobs
+    return list(work), f"{machine.platform.device} (Triton {machine.platform.triton})", jobs
 
 
-def _recorded_jobs(arguments: Any) -> tuple[int, str, Iterator[_Job]]:
+def _recorded_jobs(arguments: Any) -> _Jobs:
     from lora_autotune.evaluators.replay import ReplayEvaluator
 
     files = arguments.replay or sorted(SHIPPED_LANDSCAPES.glob("*.jsonl*"))
-    landscapes = [read_landscape(file) for file in files]
-    if arguments.model is not None or arguments.kernel is not None:
-        wanted = set(named_tasks(arguments))
-        landscapes = [landscape for landscape in landscapes if landscape.task in wanted]
+    landscapes = _wanted(arguments, [read_landscape(file) for file in files])
     if not landscapes:
         raise UsageError("no landscape was recorded for that", hint="record makes one on a GPU")
     by_task: dict[Task, Landscape] = {}
@@ -119,8 +123,30 @@ def _recorded_jobs(arguments: Any) -> tuple[int, str, Iterator[_Job]]:
         by_task[landscape.task] = landscape
     platforms = {(one.platform.device, one.platform.triton) for one in landscapes}
     named = ", ".join(f"{device} (Triton {triton})" for device, triton in sorted(platforms))
-    jobs = ((ReplayEvaluator(landscape), landscape.space) for landscape in landscapes)
-    return len(landscapes), named, jobs
+    jobs = (
+        (
+            ReplayEvaluator(landscape),
+            named_space(arguments.space, task.kernel) if arguments.space else landscape.space,
+        )
+        for task, landscape in by_task.items()
+    )
+    return list(by_task), named, jobs
+
+
+def _wanted(arguments: Any, landscapes: Sequence[Landscape]) -> list[Landscape]:
+    """Those that the arguments mean: the tasks of --model or --kernel, else every one that fits."""
+    tasks = None
+    if arguments.model is not None or arguments.kernel is not None:
+        tasks = named_work(arguments)
+    return [
+        landscape
+        for landscape in landscapes
+        if (tasks is None or landscape.task in tasks)
+        and arguments.rank in (None, landscape.task.R)
+        and arguments.dtype in (None, landscape.task.dtype)
+        and landscape.task.chunk_size in (arguments.chunk_sizes or [landscape.task.chunk_size])
+        and tuple(arguments.tokens or landscape.workload) == landscape.workload
+    ]
 
 
 def _written(results: Sequence[TuningResult], out: Path) -> list[Path]:
@@ -164,5 +190,7 @@ def _say_how_to_resume(arguments: Any, journal: Journal, results: Sequence[Tunin
             say(f"wrote {file}")
     elif results and not arguments.json:
         say(f"{len(results)} finished tasks were not written (--write-partial writes them).")
-    words = [word for word in sys.argv[1:] if word != "--resume"]
-    say(f"To continue: lora-autotune {shlex.join([*words, '--resume'])}")
+    script = os.environ.get(COMMAND_VARIABLE)
+    command = shlex.quote(script) if script else "lora-autotune tune"
+    words = [word for word in arguments.words[1:] if word != "--resume"]
+    say(f"To continue: {command} {shlex.join([*words, '--resume'])}")
