@@ -15,6 +15,5 @@ find_python() {
             return
         fi
     done
-    die "Python 3.10 or newer is needed, not $("${candidates[0]}" -V 2>&1 || echo 'one that does not run');" \
-        "name one in PYTHON"
+    die "Python 3.10 or newer is needed, and ${candidates[0]} is not (name one in PYTHON)"
 }

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from lora_autotune.cli.arguments import make_parser
 from lora_autotune.errors import LoraAutotuneError, UsageError
 
-_EXTRAS = {"optuna": "tune", "rich": "tune", "torch": "cuda", "triton": "cuda"}
+_TUNE = "pip install 'lora-autotune[tune]'"
+_CUDA = "pip install 'lora-autotune[tune,cuda]'; or search recorded measurements with --replay"
+_REMEDIES = {"optuna": _TUNE, "rich": _TUNE, "torch": _CUDA, "triton": _CUDA}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,10 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LoraAutotuneError as error:
         return _fail(str(error), 1)
     except ModuleNotFoundError as error:
-        extra = _EXTRAS.get(error.name or "")
-        if extra is None:
+        remedy = _REMEDIES.get(error.name or "")
+        if remedy is None:
             raise
-        return _fail(f"{error.name} is not installed (pip install 'lora-autotune[{extra}]')", 1)
+        return _fail(f"{error.name} is not installed ({remedy})", 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     return code
