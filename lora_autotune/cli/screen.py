@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from lora_autotune.task import Task
@@ -24,14 +24,11 @@ class Screen:
         self._console = Console(file=sys.stderr if json else sys.stdout, highlight=False)
         if not self._console.is_terminal:
             self._console = Console(file=self._console.file, highlight=False, width=160)
+        bar = [BarColumn(bar_width=20)] if self._console.width >= 110 else []
         self._live = Progress(
-            TextColumn("[{task.fields[place]}/{task.fields[count]}]"),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.description}", markup=False),
+            *bar,
             TextColumn("{task.fields[state]}"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}"),
             console=self._console,
             transient=True,
             disable=not self._console.is_terminal,
@@ -39,9 +36,8 @@ class Screen:
         self._count = count
         self._place = 0
         self._started_s = time.monotonic()
-        self._bar = self._live.add_task(
-            "starting", total=None, place=0, count=count, state="", left=""
-        )
+        self._left = ""
+        self._bar = self._live.add_task("starting", total=None, state="")
 
     def __enter__(self) -> Screen:  # noqa: PYI034 - Self needs Python 3.11
         self._live.start()
@@ -62,22 +58,23 @@ class Screen:
     def begin(self, task: Task) -> None:
         """The next task is under way."""
         self._place += 1
-        left = ""
         if self._place > 1:
             spent_s = time.monotonic() - self._started_s
             left_s = spent_s / (self._place - 1) * (self._count - self._place + 1)
-            left = f"about {left_s:.0f} s left"
-        self._live.update(
-            self._bar, description=str(task), place=self._place, completed=0, state="", left=left
-        )
+            self._left = f", {left_s:.0f} s left"
+        title = f"[{self._place}/{self._count}] {task.kernel} K={task.K} S={task.S}"
+        title += f" chunk {task.chunk_size}"
+        self._live.update(self._bar, description=title, completed=0, state="")
 
     def progress(self, progress: TuningProgress) -> None:
         """Where the task is."""
-        state = f"{progress.failures} failed, {progress.pruned} pruned"
-        if progress.best_cost is not None:
-            state += f", best {1 / progress.best_cost:.2f}x the default"
+        state = f"{progress.done}/{progress.budget}"
         if progress.phase == "finalists":
-            state = "measuring the finalists again"
+            state += ", measuring the finalists again"
+        else:
+            state += f", {progress.failures} failed"
+            if progress.best_cost is not None:
+                state += f", best {1 / progress.best_cost:.2f}x{self._left}"
         self._live.update(self._bar, completed=progress.done, total=progress.budget, state=state)
 
     def finish(self, result: TuningResult) -> None:
@@ -93,7 +90,8 @@ class Screen:
 
     def table(self, results: Sequence[TuningResult], files: Sequence[Path], out: Path) -> None:
         """Everything at a glance, at the end."""
-        table = Table("task", "chunk", "tokens", "default us", "tuned us", "speed-up", "config")
+        table = Table("task", "chunk", "tokens", "default us", "tuned us", "speed-up")
+        table.add_column("config", min_width=len("num_stages=3"))
         for result in results:
             task, selection = result.task, result.selection
             stands = selection.config is not None and not selection.tuned
