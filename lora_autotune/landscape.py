@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from lora_autotune.errors import LandscapeError, UsageError
 from lora_autotune.evaluator import Platform
 from lora_autotune.space import DEFAULT_CONFIGS, Config, SearchSpace
 from lora_autotune.task import Instance, Task, Workload
 from lora_autotune.trial import (
-    FAILURE_KINDS,
     Failure,
     Measurement,
     Outcome,
@@ -36,7 +36,8 @@ class Landscape:
 
     Attributes:
         trials: each config's trial, without a cost; the default's among them.
-        note: what the recorder knows beyond that (command, date, driver), for the header.
+        note: what the recorder knows beyond that (command, date, driver), for the header. It
+            cannot change what the header says by itself.
     """
 
     task: Task
@@ -47,12 +48,17 @@ class Landscape:
     note: Mapping[str, Any] = field(default_factory=dict)
 
     def cost(self, config: Config) -> float | None:
-        """Time relative to the default's, weighted; None for a config that failed."""
-        default = self.trials[DEFAULT_CONFIGS[self.task.kernel]].outcome
+        """Time relative to the default's, weighted; None for a config that failed.
+
+        Where the default failed, the first config that did not stands in for it.
+        """
         outcome = self.trials[config].outcome
-        if not isinstance(outcome, Measurement) or not isinstance(default, Measurement):
+        if not isinstance(outcome, Measurement):
             return None
-        return relative_cost(outcome.times_us, default.times_us, self.workload)
+        default = self.trials[DEFAULT_CONFIGS[self.task.kernel]]
+        outcomes = (trial.outcome for trial in (default, *self.trials.values()))
+        baseline = next(one for one in outcomes if isinstance(one, Measurement))
+        return relative_cost(outcome.times_us, baseline.times_us, self.workload)
 
     def best(self) -> tuple[Config, float]:
         """The config with the lowest cost, and its cost."""
@@ -70,27 +76,24 @@ def read_landscape(path: Path) -> Landscape:
     Raises:
         LandscapeError: it cannot be read, or is not a landscape; the message names the line.
     """
-    number = 0
+    number, header, trials = 1, {}, {}
     try:
-        lines = _lines(path)
-        number, header = next(lines, (1, None))
-        if not isinstance(header, dict) or header.get("landscape") != VERSION:
-            raise ValueError(f"not the header of a landscape of version {VERSION}")
-        task, workload, platform, space = _read_header(header)
-        trials: dict[Config, Trial] = {}
-        for number, line in lines:  # noqa: B007 - the handlers below name it
-            trial = _read_trial(line, len(workload))
-            if trial.config in trials:
-                raise ValueError(f"{trial.config} is there twice")
-            trials[trial.config] = trial
-        if DEFAULT_CONFIGS[task.kernel] not in trials:
-            raise ValueError("the default configuration is missing")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise LandscapeError(f"{path}: cannot be read: {error}") from error
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+            header = _parse(file.readline())
+            task, workload, platform, space = _read_header(header)
+            for number, text in enumerate(file, start=2):  # noqa: B007 - named below
+                trial = _read_trial(_parse(text), len(workload))
+                if trial.config in trials:
+                    raise ValueError(f"{trial.config} is there twice")
+                trials[trial.config] = trial
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise LandscapeError(f"{path} cannot be read: {error}") from error
     except KeyError as error:
         raise LandscapeError(f"{path}:{number}: {error} is missing") from error
-    except (ValueError, TypeError, AttributeError, UsageError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, UsageError) as error:
         raise LandscapeError(f"{path}:{number}: {error}") from error
+    if DEFAULT_CONFIGS[task.kernel] not in trials:
+        raise LandscapeError(f"{path} lacks the default configuration")
     known = {"landscape", "space", "instances", *_identity(task, platform)}
     note = {key: value for key, value in header.items() if key not in known}
     return Landscape(
@@ -99,7 +102,11 @@ def read_landscape(path: Path) -> Landscape:
 
 
 def write_landscape(path: Path, landscape: Landscape) -> None:
-    """Write a landscape; equal landscapes give equal bytes. Raises LandscapeError."""
+    """Write a landscape, with its times to the nanosecond; equal landscapes give equal bytes.
+
+    Raises:
+        LandscapeError: it cannot be written, or a config was pruned instead of measured.
+    """
     header = {
         "landscape": VERSION,
         **_identity(landscape.task, landscape.platform),
@@ -108,8 +115,8 @@ def write_landscape(path: Path, landscape: Landscape) -> None:
             {"tokens": i.tokens, "adapters": i.adapters, "weight": i.weight}
             for i in landscape.workload
         ],
-        **landscape.note,
     }
+    header = {**header, **landscape.note, **header}
     lines = [header, *(_trial_line(trial) for trial in landscape.trials.values())]
     content = "".join(json.dumps(line) + "\n" for line in lines).encode()
     if path.suffix == ".gz":
@@ -123,14 +130,26 @@ def write_landscape(path: Path, landscape: Landscape) -> None:
         raise LandscapeError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def _lines(path: Path) -> Iterator[tuple[int, Any]]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"line {number} is not JSON: {error}") from None
+def _parse(text: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError("not a JSON object")
+    return values
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
+
+
+def _get(values: Mapping[str, Any], name: str, *kinds: type) -> Any:
+    """A value of one of these very types; raises KeyError or ValueError."""
+    value = values[name]
+    if type(value) not in kinds:
+        raise ValueError(f"{name} cannot be {value!r}")
+    return value
 
 
 def _identity(task: Task, platform: Platform) -> dict[str, Any]:
@@ -149,6 +168,8 @@ def _identity(task: Task, platform: Platform) -> dict[str, Any]:
 
 
 def _read_header(header: Mapping[str, Any]) -> tuple[Task, Workload, Platform, SearchSpace]:
+    if header.get("landscape") != VERSION:
+        raise ValueError(f"not the header of a landscape of version {VERSION}")
     offsets = header.get("slice_offsets")
     task = Task(
         kernel=header["kernel"],
@@ -160,13 +181,19 @@ def _read_header(header: Mapping[str, Any]) -> tuple[Task, Workload, Platform, S
         slice_offsets=None if offsets is None else tuple(offsets),
     )
     workload = tuple(
-        Instance(tokens=i["tokens"], adapters=i["adapters"], weight=i.get("weight", 1.0))
-        for i in header["instances"]
+        Instance(
+            tokens=_get(instance, "tokens", int),
+            adapters=_get(instance, "adapters", int),
+            weight=float(_get({"weight": 1.0, **instance}, "weight", int, float)),
+        )
+        for instance in header["instances"]
     )
     if not workload:
         raise ValueError("no instances")
     platform = Platform(
-        device=header["device"], triton=header["triton"], kernels=header.get("kernels", "builtin")
+        device=_get(header, "device", str),
+        triton=_get(header, "triton", str),
+        kernels=_get({"kernels": "builtin", **header}, "kernels", str),
     )
     space = SearchSpace({name: tuple(axis) for name, axis in header["space"].items()})
     return task, workload, platform, space
@@ -174,35 +201,44 @@ def _read_header(header: Mapping[str, Any]) -> tuple[Task, Workload, Platform, S
 
 def _read_trial(line: Mapping[str, Any], instances: int) -> Trial:
     outcome: Outcome
-    if "failure" in line:
-        kind, message = line["failure"]["kind"], line["failure"]["message"]
-        if kind not in FAILURE_KINDS:
-            raise ValueError(f"unknown failure {kind!r}; known: {', '.join(FAILURE_KINDS)}")
-        outcome = Failure(kind=kind, message=message)
+    failure = line.get("failure")
+    if failure is not None:
+        # A kind that another recorder came up with is replayed as it stands.
+        outcome = Failure(kind=_get(failure, "kind", str), message=_get(failure, "message", str))
     else:
-        times_us = tuple(float(time) for time in line["times_us"])
-        if len(times_us) != instances or not all(0 < time < float("inf") for time in times_us):
-            raise ValueError(f"{instances} positive times_us belong here, not {times_us}")
-        outcome = Measurement(times_us=times_us)
+        times_us = tuple(line["times_us"])
+        if len(times_us) != instances or not all(_is_time(time) for time in times_us):
+            raise ValueError(f"{instances} positive times_us belong here, not {list(times_us)}")
+        outcome = Measurement(
+            times_us=tuple(float(time) for time in times_us),
+            coarse=_get({"coarse": False, **line}, "coarse", bool),
+        )
     resources = None
-    if "registers" in line:
+    if line.get("registers") is not None:
+        rest = {"spill_bytes": 0, "smem_bytes": 0, **line}
         resources = Resources(
-            registers=line["registers"],
-            spill_bytes=line.get("spill_bytes", 0),
-            smem_bytes=line.get("smem_bytes", 0),
+            registers=_get(line, "registers", int),
+            spill_bytes=_get(rest, "spill_bytes", int),
+            smem_bytes=_get(rest, "smem_bytes", int),
         )
     return Trial(
-        config=Config.from_dict(line["config"]),
+        config=Config.from_dict(_get(line, "config", dict)),
         outcome=outcome,
-        compile_s=line.get("compile_s"),
+        compile_s=_get({"compile_s": None, **line}, "compile_s", int, float, type(None)),
         resources=resources,
     )
+
+
+def _is_time(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < float("inf")
 
 
 def _trial_line(trial: Trial) -> dict[str, Any]:
     line: dict[str, Any] = {"config": trial.config.as_dict()}
     if isinstance(trial.outcome, Measurement):
         line["times_us"] = [round(time, 3) for time in trial.outcome.times_us]
+        if trial.outcome.coarse:
+            line["coarse"] = True
     elif isinstance(trial.outcome, Failure):
         line["failure"] = {"kind": trial.outcome.kind, "message": trial.outcome.message}
     else:

@@ -92,8 +92,11 @@ class SearchSpace:
         for name, values in ordered.items():
             if not values or len(set(values)) != len(values):
                 raise UsageError(f"axis {name} of a space is empty or repeats a value: {values}")
+        last = {name: values[-1] for name, values in ordered.items()}
+        for name, values in ordered.items():
+            for value in values:
+                Config.from_dict({**last, name: value})
         object.__setattr__(self, "axes", MappingProxyType(ordered))
-        Config.from_dict({name: values[-1] for name, values in ordered.items()})
 
     def __reduce__(self) -> tuple[Any, ...]:
         return SearchSpace, (dict(self.axes),)

@@ -11,15 +11,20 @@ from lora_autotune.trial import Trial
 
 
 class GridStrategy:
-    """Asks for every config of the space once."""
+    """Asks for every config of the space once, the pinned ones first; skips what it is told."""
 
     def __init__(self, space: SearchSpace, /, *, seed: int, options: StrategyOptions) -> None:
-        del seed, options
-        self._remaining = iter(space)
+        del seed
+        pinned = (config for config in options.first if config in space)
+        self._remaining = dict.fromkeys([*pinned, *space])
 
     def ask(self, max_count: int, /) -> Sequence[Config]:
         """The next configs of the grid; empty at its end."""
-        return list(islice(self._remaining, max_count))
+        configs = list(islice(self._remaining, max_count))
+        for config in configs:
+            del self._remaining[config]
+        return configs
 
     def tell(self, trial: Trial, /) -> None:
-        """Nothing that is told changes the order."""
+        """A config that is known needs no asking: a long record is resumed at once."""
+        self._remaining.pop(trial.config, None)

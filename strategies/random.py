@@ -11,17 +11,21 @@ from lora_autotune.trial import Trial
 
 
 class RandomStrategy:
-    """Asks for the configs of the space in a random order, each once."""
+    """Asks for the configs of the space in a random order, each once; skips what it is told."""
 
     def __init__(self, space: SearchSpace, /, *, seed: int, options: StrategyOptions) -> None:
         del options
-        self._remaining = list(space)
-        random.Random(seed).shuffle(self._remaining)
+        configs = list(space)
+        random.Random(seed).shuffle(configs)
+        self._remaining = dict.fromkeys(configs)
 
     def ask(self, max_count: int, /) -> Sequence[Config]:
         """The next configs of the shuffled space; empty at its end."""
-        taken, self._remaining = self._remaining[:max_count], self._remaining[max_count:]
-        return taken
+        configs = list(self._remaining)[:max_count]
+        for config in configs:
+            del self._remaining[config]
+        return configs
 
     def tell(self, trial: Trial, /) -> None:
-        """Nothing that is told changes the order."""
+        """A config that is known needs no asking: a long record is resumed at once."""
+        self._remaining.pop(trial.config, None)
