@@ -93,6 +93,7 @@ class SearchSpace:
             if not values or len(set(values)) != len(values):
                 raise UsageError(f"axis {name} of a space is empty or repeats a value: {values}")
         last = {name: values[-1] for name, values in ordered.items()}
+        Config.from_dict(last)
         for name, values in ordered.items():
             for value in values:
                 Config.from_dict({**last, name: value})
