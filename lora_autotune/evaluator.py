@@ -53,6 +53,13 @@ class Evaluator(Protocol):
             EvaluatorError: nothing was submitted, or the machine cannot evaluate anything.
         """
 
+    def poll(self, wait_s: float, /) -> Trial | None:
+        """The next finished trial, or None when there is none yet.
+
+        Waits for one, but never over ``wait_s`` seconds, and not when another evaluator of the same
+        machine has one: whoever runs several at once asks each in turn.
+        """
+
     def remeasure(
         self, configs: Sequence[Config], /, *, rounds: int
     ) -> list[list[tuple[float, ...] | Failure]]:

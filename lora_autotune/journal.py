@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
+import weakref
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -48,21 +50,54 @@ _STATES = {
 class Journal:
     """A journal file with the records of any number of tasks.
 
-    A last line that a crash tore is cut off; every line before it was acknowledged.
+    A last line that a crash tore is cut off; every line before it was acknowledged. Any number of
+    processes may have a journal open and lose no trial.
+
+    Args:
+        path: the file; made where there is none.
+        fresh: begin without trials. A file that has some is kept under the next free name,
+            tune.journal as tune-1.journal.
+
+    Attributes:
+        aside: where an earlier record was moved to, if so.
 
     Raises:
         JournalError: the file is no journal (it is left as it is), is damaged, or cannot be
-            written.
+            written; or ``fresh`` and somebody else has it open.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, fresh: bool = False) -> None:
         self.path = path
+        self.aside: Path | None = None
         with _speaking_of(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             _check(path)
             self._lock = _Lock(path)
-            with self._lock, _replaying(path):
-                self._storage = JournalStorage(JournalFileBackend(str(path), lock_obj=self._lock))
+            self._use = _Use(path, owner=self._lock, alone=fresh)
+            self._storage = self._opened()
+            if fresh and self._has_trials():
+                self.aside = _next_free(path)
+                path.rename(self.aside)
+                self._storage = self._opened()
+            self._use.share()
+
+    def _opened(self) -> JournalStorage:
+        with self._lock, _replaying(self.path):
+            return JournalStorage(JournalFileBackend(str(self.path), lock_obj=self._lock))
+
+    def _has_trials(self) -> bool:
+        studies = self._storage.get_all_studies()
+        return any(self._storage.get_n_trials(study._study_id) for study in studies)  # noqa: SLF001
+
+    def __enter__(self) -> Journal:  # noqa: PYI034 - Self needs Python 3.11
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let others begin afresh at this path; the records are not to be used any more."""
+        self._use.end()
 
     def check_resumable(self, tasks: Collection[Task]) -> None:
         """Raise JournalError when the journal holds tasks, but none of these."""
@@ -189,6 +224,7 @@ def _to_frozen(
                 "outcome": type(trial.outcome).__name__,
                 **asdict(trial.outcome),
                 "compile_s": trial.compile_s,
+                "foretold": trial.foretold,
                 "resources": None if trial.resources is None else asdict(trial.resources),
             }
         },
@@ -200,6 +236,7 @@ def _to_trial(frozen: FrozenTrial) -> Trial:
     attrs: dict[str, Any] = dict(frozen.user_attrs[_TRIAL])
     config = Config.from_dict(attrs.pop("config"))
     compile_s, resources = attrs.pop("compile_s"), attrs.pop("resources")
+    foretold = attrs.pop("foretold", False)
     kind = attrs.pop("outcome")
     if "times_us" in attrs:
         attrs["times_us"] = tuple(attrs["times_us"])
@@ -209,6 +246,7 @@ def _to_trial(frozen: FrozenTrial) -> Trial:
         outcome=outcomes[kind](**attrs),
         compile_s=compile_s,
         resources=None if resources is None else Resources(**resources),
+        foretold=foretold,
     )
 
 
@@ -272,6 +310,40 @@ class _Lock(JournalFileOpenLock):
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+class _Use:
+    """A lock of the kernel for as long as a journal is open: nobody renames it meanwhile.
+
+    It is on an empty hidden file beside the journal, which stays there: the journal itself is
+    locked for single appends, and goes when it is renamed. (The journal's name with ".lock" is a
+    file that Optuna's dashboard makes and removes.)
+    """
+
+    def __init__(self, path: Path, *, owner: object, alone: bool) -> None:
+        hidden = path.with_name(f".{path.name}")
+        self._descriptor = os.open(hidden, os.O_RDWR | os.O_CREAT, 0o644)
+        self.end = weakref.finalize(owner, os.close, self._descriptor)
+        if not alone:
+            self.share()
+            return
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.end()
+            raise JournalError(
+                f"{path} is in use by another run", hint="name another --journal"
+            ) from None
+
+    def share(self) -> None:
+        """Let in whoever does not ask to be alone."""
+        fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+
+
+def _next_free(path: Path) -> Path:
+    numbers = itertools.count(1)
+    names = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in numbers)
+    return next(name for name in names if not name.exists())
 
 
 def _cut_torn_line(descriptor: int) -> None:

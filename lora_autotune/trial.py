@@ -79,6 +79,7 @@ class Trial:
             time relative to the default's (1.0: as fast as the default). None without times.
         compile_s: seconds that compiling took, None when unknown.
         resources: what the compiled kernel needs, None when unknown.
+        foretold: its failure was certain before it was compiled; it cost nothing.
     """
 
     config: Config
@@ -86,6 +87,7 @@ class Trial:
     cost: float | None = None
     compile_s: float | None = None
     resources: Resources | None = None
+    foretold: bool = False
 
 
 def relative_cost(

@@ -1,17 +1,20 @@
-"""tune(): the only loop of the project."""
+"""tune() and tune_all(): the only loop of the project."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from lora_autotune.config_file import config_file_path, merge_config_file
 from lora_autotune.errors import EvaluatorError, UsageError
 from lora_autotune.evaluator import Evaluator, Platform
+from lora_autotune.neighbours import hints
+from lora_autotune.search import Record, Search
 from lora_autotune.selection import (
     FINALISTS,
     MIN_ROUNDS,
@@ -21,31 +24,26 @@ from lora_autotune.selection import (
     select,
 )
 from lora_autotune.space import DEFAULT_CONFIGS, Config, SearchSpace, named_space
-from lora_autotune.strategy import Strategy, StrategyOptions, make_strategy
-from lora_autotune.task import Task, Workload
-from lora_autotune.trial import (
-    Failure,
-    Measurement,
-    Pruned,
-    Trial,
-    mean_time_us,
-    relative_cost,
+from lora_autotune.strategy import (
+    Strategy,
+    StrategyOptions,
+    make_strategy,
+    strategy_factory,
 )
+from lora_autotune.task import Task, Workload
+from lora_autotune.trial import Failure, Pruned, mean_time_us
 
-DEFAULT_TRIALS = 100
+DEFAULT_TRIALS = 40
 """Configs that a strategy other than grid may evaluate when nobody says how many."""
 
-MAX_FRUITLESS_ASKS = 50
-"""Times that a strategy may answer with known configs only before it is taken to be stuck."""
+AT_ONCE = 8
+"""Tasks under way at a time: enough to keep a machine busy with few configs of each in flight."""
 
+HINTS = 3
+"""Configs of a finished task that a similar one tries first."""
 
-class Record(Protocol):
-    """Where trials are made durable; :class:`lora_autotune.journal.TaskRecord` is one."""
-
-    trials: list[Trial]
-
-    def append(self, trial: Trial) -> None:
-        """Returns once the trial is durable."""
+PATIENCE_S = 60.0
+"""Most seconds to wait for a trial before every evaluator is asked again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,12 +108,33 @@ class TuningResult:
         return None if self.selection.cost is None else 1 / self.selection.cost
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Job:
+    """One task to tune, and with what.
+
+    Attributes:
+        evaluator: measures the candidates of its task; stays open.
+        space: where to search; None: the wide space of the task's kernel.
+        record: where every trial is made durable before the strategy hears of it; what it knows
+            already is told to the strategy and costs nothing.
+    """
+
+    evaluator: Evaluator
+    space: SearchSpace | None = None
+    record: Record | None = None
+
+    @property
+    def task(self) -> Task:
+        """The evaluator's."""
+        return self.evaluator.task
+
+
 def tune(
     task: Task,
     *,
     evaluator: Evaluator,
     space: SearchSpace | None = None,
-    strategy: str | Strategy = "tpe",
+    strategy: str | Strategy = "auto",
     trials: int | None = None,
     timeout_s: float | None = None,
     seed: int = 0,
@@ -128,8 +147,8 @@ def tune(
 
     Args:
         task: what is tuned; the evaluator's own.
-        evaluator: measures candidates; stays open.
-        space: where to search; None: the wide space of the task's kernel.
+        evaluator: see :class:`Job`, as for ``space`` and ``record``.
+        space: where to search.
         strategy: a strategy, or the name of one.
         trials: most configs to evaluate, those known from the record and the default included;
             None: the whole space for "grid", else DEFAULT_TRIALS. The default is measured even
@@ -137,8 +156,7 @@ def tune(
         timeout_s: seconds after which nothing more is asked for; what is in flight is finished,
             and the finalists follow.
         seed: of a strategy that is given by name.
-        record: where every trial is made durable before the strategy hears of it; what it knows
-            already is told to the strategy and costs nothing.
+        record: where trials go.
         finalists: how many of the best are measured again, against the default.
         rounds: times that they are, at least MIN_ROUNDS.
         on_progress: called at the start, after every trial, and before the finalists.
@@ -147,163 +165,164 @@ def tune(
         EvaluatorError: the evaluator is another task's, or cannot evaluate anything.
         UsageError: a number that makes no sense, or an unknown strategy.
     """
-    _check_numbers(trials, timeout_s, finalists, rounds)
     if evaluator.task != task:
         raise EvaluatorError(f"an evaluator of {evaluator.task} cannot tune {task}")
-    space = space or named_space("wide", task.kernel)
-    default = DEFAULT_CONFIGS[task.kernel]
+    (result,) = tune_all(
+        [Job(evaluator=evaluator, space=space, record=record)],
+        strategy=strategy,
+        trials=trials,
+        timeout_s=timeout_s,
+        seed=seed,
+        finalists=finalists,
+        rounds=rounds,
+        on_progress=on_progress,
+    )
+    return result
+
+
+def tune_all(
+    jobs: Iterable[Job],
+    *,
+    at_once: int = AT_ONCE,
+    strategy: str | Strategy = "auto",
+    trials: int | None = None,
+    timeout_s: float | None = None,
+    seed: int = 0,
+    finalists: int = FINALISTS,
+    rounds: int = ROUNDS,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Iterator[TuningResult]:
+    """Tune several tasks, a few at a time; yields each result as it is there.
+
+    The searches of tasks whose evaluators share a machine overlap: one task's candidates compile
+    while another's are measured. A task that is begun when a similar one is done tries first what
+    did best there.
+
+    Args:
+        jobs: the tasks; each is taken from the iterable when its turn comes.
+        at_once: most tasks under way.
+        strategy: a strategy for a single job, or the name of one.
+        trials: see :func:`tune`, as for the rest.
+        timeout_s: for each task, from its start.
+        seed: alike for all.
+        finalists: for each task.
+        rounds: for each task.
+        on_progress: told of every task.
+    """
+    _check_numbers(trials, timeout_s, finalists, rounds)
+    if isinstance(strategy, str):
+        strategy_factory(strategy)  # an unknown name costs nothing yet
+    waiting = iter(jobs)
+    searches: dict[Job, Search] = {}
+    finished: dict[Task, Sequence[Config]] = {}
+
+    def report(job: Job, phase: Literal["search", "finalists"]) -> None:
+        if on_progress is not None:
+            on_progress(_progress(job.task, searches[job], phase))
+
+    def begin(job: Job) -> None:
+        searches[job] = _search(job, strategy, trials, timeout_s, seed, hints(job.task, finished))
+        report(job, "search")
+
+    def fill() -> None:
+        for job in islice(waiting, at_once - sum(not s.over for s in searches.values())):
+            begin(job)
+        share = _share(searches)
+        for search in searches.values():
+            if not search.over:
+                search.ask(share)
+
+    while True:
+        fill()
+        if not searches:
+            return
+        done = next((job for job, search in searches.items() if search.over), None)
+        if done is None:
+            for job in _collect(searches):
+                report(job, "search")
+            continue
+        best = fine_trials(searches[done].known.values())[:HINTS]
+        finished[done.task] = [trial.config for trial in best]
+        fill()  # the compilers have something to do while the finalists are measured
+        report(done, "finalists")
+        yield _conclude(searches.pop(done), finalists, rounds)
+
+
+def _search(
+    job: Job,
+    strategy: str | Strategy,
+    trials: int | None,
+    timeout_s: float | None,
+    seed: int,
+    hints: Sequence[Config],
+) -> Search:
+    space = job.space or named_space("wide", job.task.kernel)
+    default = DEFAULT_CONFIGS[job.task.kernel]
     if trials is None:
         extra = 0 if default in space else 1
         trials = len(space) + extra if strategy == "grid" else DEFAULT_TRIALS
     if isinstance(strategy, str):
-        options = StrategyOptions(first=(default,))
-        strategy = make_strategy(strategy, space, seed=seed, options=options)
-    search = _Search(task, evaluator, strategy, record, on_progress, trials, timeout_s)
-    stopped = search.run()
-    search.report("finalists")
-    done = list(search.known.values())
-    return TuningResult(
+        first = (default, *(config for config in hints if config in space))
+        strategy = make_strategy(strategy, space, seed=seed, options=StrategyOptions(first=first))
+    return Search(job.evaluator, strategy, job.record, budget=trials, timeout_s=timeout_s)
+
+
+def _share(searches: Mapping[Job, Search]) -> int:
+    """Configs that each search may have in flight: together twice what a machine can hold."""
+    running = [search for search in searches.values() if not search.over]
+    capacity = max((search.evaluator.capacity for search in running), default=0)
+    return capacity if len(running) < 2 else max(2, -(-2 * capacity // len(running)))
+
+
+def _collect(searches: Mapping[Job, Search]) -> list[Job]:
+    """Take a finished trial from each search that has one; waits until there is one or news."""
+    heard = []
+    busy = {job: search for job, search in searches.items() if search.busy}
+    for wait_s in (0.0, PATIENCE_S):
+        for job, search in busy.items():
+            trial = search.evaluator.poll(wait_s)
+            if trial is not None:
+                search.tell(trial)
+                heard.append(job)
+            if wait_s > 0:
+                break
+        if heard:
+            break
+    return heard
+
+
+def _progress(task: Task, search: Search, phase: Literal["search", "finalists"]) -> Progress:
+    outcomes = [trial.outcome for trial in search.known.values()]
+    best = next((t for t in fine_trials(search.known.values()) if t.cost is not None), None)
+    return Progress(
         task=task,
-        workload=evaluator.workload,
-        platform=evaluator.platform,
-        replayed=evaluator.replayed,
-        selection=select(evaluator, done, finalists=finalists, rounds=rounds),
-        trials=len(done),
-        failures=Counter(t.outcome.kind for t in done if isinstance(t.outcome, Failure)),
-        pruned=sum(isinstance(t.outcome, Pruned) for t in done),
-        stopped=stopped,
-        wall_s=time.monotonic() - search.started_s,
+        phase=phase,
+        done=search.spent,
+        budget=search.budget,
+        failures=sum(isinstance(outcome, Failure) for outcome in outcomes),
+        pruned=sum(isinstance(outcome, Pruned) for outcome in outcomes),
+        best_cost=None if best is None else best.cost,
+        best_config=None if best is None else best.config,
+        elapsed_s=time.monotonic() - search.started_s,
     )
 
 
-class _Search:
-    """The state of one search."""
-
-    def __init__(
-        self,
-        task: Task,
-        evaluator: Evaluator,
-        strategy: Strategy,
-        record: Record | None,
-        on_progress: Callable[[Progress], None] | None,
-        budget: int,
-        timeout_s: float | None,
-    ) -> None:
-        self.started_s = time.monotonic()
-        self.known: dict[Config, Trial] = {}
-        self._task = task
-        self._evaluator = evaluator
-        self._strategy = strategy
-        self._record = record
-        self._on_progress = on_progress
-        self._budget = budget
-        self._deadline_s = self.started_s + (float("inf") if timeout_s is None else timeout_s)
-        self._in_flight: set[Config] = set()
-        self._untold: list[Trial] = []
-        self._baseline_us: tuple[float, ...] | None = None
-        self._fruitless = 0
-
-    def run(self) -> str:
-        """Search until the budget, the time or the strategy ends; returns which."""
-        default = DEFAULT_CONFIGS[self._task.kernel]
-        for trial in [] if self._record is None else self._record.trials:
-            self._absorb(trial)
-        if default not in self.known:
-            self._submit(default)
-        self.report("search")
-        while True:
-            stopped = self._ask()
-            if not self._in_flight:
-                return stopped or "the strategy has nothing more to ask"
-            trial = self._evaluator.collect()
-            self._in_flight.discard(trial.config)
-            if self._record is not None:
-                self._record.append(trial)
-            self._absorb(trial)
-            self.report("search")
-
-    def report(self, phase: Literal["search", "finalists"]) -> None:
-        """Tell the caller how far the search is."""
-        if self._on_progress is None:
-            return
-        outcomes = [trial.outcome for trial in self.known.values()]
-        best = next((t for t in fine_trials(self.known.values()) if t.cost is not None), None)
-        self._on_progress(
-            Progress(
-                task=self._task,
-                phase=phase,
-                done=len(self.known),
-                budget=self._budget,
-                failures=sum(isinstance(outcome, Failure) for outcome in outcomes),
-                pruned=sum(isinstance(outcome, Pruned) for outcome in outcomes),
-                best_cost=None if best is None else best.cost,
-                best_config=None if best is None else best.config,
-                elapsed_s=time.monotonic() - self.started_s,
-            )
-        )
-
-    def _ask(self) -> str | None:
-        """Fill the evaluator up; why no more may be asked, if so."""
-        while True:
-            if time.monotonic() >= self._deadline_s:
-                return "the time is up"
-            room = self._budget - len(self.known) - len(self._in_flight)
-            if room <= 0:
-                return "the budget is spent"
-            free = self._evaluator.capacity - len(self._in_flight)
-            if free <= 0:
-                return None
-            configs = self._strategy.ask(min(free, room))
-            fresh = 0
-            for config in configs:
-                if config in self.known:
-                    self._retell(self.known[config])
-                elif config not in self._in_flight:
-                    self._submit(config)
-                    fresh += 1
-            if fresh:
-                self._fruitless = 0
-                continue
-            self._fruitless += bool(configs)
-            if self._fruitless >= MAX_FRUITLESS_ASKS:
-                return "the strategy asks for known configs only"
-            if not configs or self._in_flight:
-                return None
-
-    def _submit(self, config: Config) -> None:
-        self._in_flight.add(config)
-        self._evaluator.submit(config)
-
-    def _absorb(self, trial: Trial) -> None:
-        """Remember a trial; the strategy hears of it once costs are known.
-
-        Costs are relative to the default's times, or to the first measured trial's where the
-        default does not run.
-        """
-        self.known[trial.config] = trial
-        self._untold.append(trial)
-        default = self.known.get(DEFAULT_CONFIGS[self._task.kernel])
-        if default is None:
-            return
-        if self._baseline_us is None:
-            candidates = [default, *self._untold]
-            outcomes = [t.outcome for t in candidates if isinstance(t.outcome, Measurement)]
-            self._baseline_us = outcomes[0].times_us if outcomes else None
-        for untold in self._untold:
-            priced = self._priced(untold)
-            self.known[untold.config] = priced
-            self._strategy.tell(priced)
-        self._untold.clear()
-
-    def _priced(self, trial: Trial) -> Trial:
-        if not isinstance(trial.outcome, Measurement) or self._baseline_us is None:
-            return trial
-        cost = relative_cost(trial.outcome.times_us, self._baseline_us, self._evaluator.workload)
-        return replace(trial, cost=cost)
-
-    def _retell(self, trial: Trial) -> None:
-        if trial not in self._untold:  # those are told once they have a cost
-            self._strategy.tell(trial)
+def _conclude(search: Search, finalists: int, rounds: int) -> TuningResult:
+    """Measure the finalists again, and choose."""
+    evaluator, done = search.evaluator, list(search.known.values())
+    selection = select(evaluator, done, finalists=finalists, rounds=rounds)
+    return TuningResult(
+        task=evaluator.task,
+        workload=evaluator.workload,
+        platform=evaluator.platform,
+        replayed=evaluator.replayed,
+        selection=selection,
+        trials=search.spent,
+        failures=Counter(t.outcome.kind for t in done if isinstance(t.outcome, Failure)),
+        pruned=sum(isinstance(t.outcome, Pruned) for t in done),
+        stopped=search.stopped or "",
+        wall_s=time.monotonic() - search.started_s,
+    )
 
 
 def _check_numbers(

@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ import lora_autotune
 from lora_autotune import cli
 from lora_autotune.cli import tuning
 from lora_autotune.cli.screen import Screen
+from lora_autotune.cli.tasks import refuse_shared_entries
 from lora_autotune.config_file import merge_config_file, read_config_file
+from lora_autotune.errors import UsageError
 from lora_autotune.evaluator import Platform
 from lora_autotune.landscape import Landscape, write_landscape
 from lora_autotune.space import DEFAULT_CONFIGS, Config, SearchSpace
-from lora_autotune.task import Instance, Task
+from lora_autotune.task import DTypeName, Instance, Task
 from lora_autotune.trial import Failure, Measurement, Outcome, Trial
 
 SPACE = SearchSpace(
@@ -40,17 +43,24 @@ def outcome(config: Config, default_us: float) -> Outcome:
 
 
 def landscape_file(
-    folder: Path, chunk_size: int, *, default_us: float = 10.0, K: int = 1024
+    folder: Path,
+    chunk_size: int,
+    *,
+    default_us: float = 10.0,
+    K: int = 1024,
+    dtype: DTypeName = "float16",
+    device: str = "NVIDIA H200",
 ) -> Path:
-    task = Task(kernel="shrink", K=K, R=64, S=3, chunk_size=chunk_size)
+    task = Task(kernel="shrink", K=K, R=64, S=3, chunk_size=chunk_size, dtype=dtype)
     configs = [DEFAULT_CONFIGS["shrink"], *SPACE]
     landscape = Landscape(
         task=task,
         workload=(Instance(tokens=30_720),),
-        platform=Platform(device="NVIDIA H200", triton="3.6.0"),
+        platform=Platform(device=device, triton="3.6.0"),
         space=SPACE,
         trials={c: Trial(config=c, outcome=outcome(c, default_us)) for c in configs},
     )
+    folder.mkdir(exist_ok=True)
     path = folder / f"K{K}-chunk{chunk_size}.jsonl.gz"
     write_landscape(path, landscape)
     return path
@@ -182,17 +192,117 @@ def test_a_space_that_was_not_recorded_is_refused(
     assert "was not recorded" in capsys.readouterr().err
 
 
-def test_a_run_is_not_mixed_with_another_unless_resumed(
+def test_a_run_goes_on_only_if_it_is_resumed(
     files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    journal = str(tmp_path / "a.journal")
     words = ["tune", "--replay", *files, "--trials", "5", "--json", "--out", str(tmp_path / "out")]
+    words += ["--journal", journal]
     assert run(*words) == 0
     before = capsys.readouterr().out
 
     assert run(*words) == 1
-    assert "--resume" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert f"{journal} already has " in err
+    assert "--resume" in err
     assert run(*words, "--resume") == 0
     assert capsys.readouterr().out == before
+
+
+def test_a_second_run_keeps_the_record_of_the_first_aside(
+    files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "my out"
+    words = ["tune", "--replay", *files, "--strategy", "random", "--out", str(out)]
+    assert run(*words, "--trials", "5") == 0
+    first = (out / "tune.journal").read_bytes()
+    assert "earlier run" not in capsys.readouterr().out
+
+    assert run(*words, "--trials", "7") == 0
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if "earlier run" in line]
+    assert (out / "tune-1.journal").read_bytes() == first
+    second = (out / "tune.journal").read_bytes()
+    assert run(*words, "--trials", "3", "--json") == 0
+    assert str(out / "tune-2.journal") in capsys.readouterr().err
+    assert (out / "tune-2.journal").read_bytes() == second
+    assert (out / "tune-1.journal").read_bytes() == first
+
+    resume = shlex.split(said[said.index("(") + 1 : said.index(" goes on)")])
+    assert resume == ["--resume", "--journal", str(out / "tune-1.journal")]
+    assert run(*words, "--trials", "5", "--json", *resume) == 0
+    assert (out / "tune-1.journal").read_bytes() == first  # nothing was measured again
+
+
+TUNER = """
+import sys, time
+from lora_autotune import cli
+from lora_autotune.cli.screen import Screen
+from lora_autotune.cli.tasks import refuse_shared_entries
+progress = Screen.progress
+def stop(self, seen):
+    progress(self, seen)
+    if seen.done == 5:
+        print("stopped", file=sys.stderr, flush=True)
+        time.sleep(600)
+Screen.progress = stop
+cli.main(sys.argv[1:])
+"""
+
+
+def test_the_record_of_a_run_that_goes_on_is_not_touched_and_kill_9_frees_it(
+    files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["tune", "--replay", *files, "--trials", "9", "--json", "--out", str(out)]
+    with subprocess.Popen(
+        [sys.executable, "-c", TUNER, *words],
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(lora_autotune.__file__).parent.parent)},
+        text=True,
+    ) as live:
+        try:
+            assert live.stderr is not None
+            assert any(line == "stopped\n" for line in live.stderr)
+            before = (out / "tune.journal").read_bytes()
+
+            assert run(*words) == 1
+            assert f"{out / 'tune.journal'} is in use by another run" in capsys.readouterr().err
+            assert (out / "tune.journal").read_bytes() == before
+        finally:
+            live.kill()
+
+    assert run(*words) == 0
+    assert str(out / "tune-1.journal") in capsys.readouterr().err
+    assert (out / "tune-1.journal").read_bytes() == before
+    assert run(*words, "--resume", "--journal", str(out / "tune-1.journal")) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert (out / "tune-1.journal").read_bytes().startswith(before)
+
+
+def test_tasks_that_would_overwrite_each_other_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path / "out")]
+    half = landscape_file(tmp_path / "half", 16)
+    brain = landscape_file(tmp_path / "brain", 16, dtype="bfloat16")
+    line = error_of(capsys, "tune", "--replay", str(half), str(brain), *out)
+    assert "shrink,K=1024,R=64,S=3,chunk=16,float16 and " in line
+    assert "shrink,K=1024,R=64,S=3,chunk=16,bfloat16" in line
+    assert not (tmp_path / "out").exists()
+    both = ["tune", "--replay", str(half), str(brain), *out]
+    assert run(*both, "--dtype", "bfloat16") == 0
+
+    elsewhere = landscape_file(tmp_path / "b200", 16, dtype="bfloat16", device="NVIDIA B200")
+    assert run("tune", "--replay", str(half), str(elsewhere), *out) == 0  # files of their own
+    assert "B200" in capsys.readouterr().out
+
+    cuts = [(0, 64, 128, 192), (0, 128, 160, 192)]
+    tasks = [
+        Task(kernel="expand", K=192, R=8, S=3, chunk_size=16, slice_offsets=cut) for cut in cuts
+    ]
+    with pytest.raises(UsageError, match=r"slices=64\+64\+64 and .*slices=128\+32\+32"):
+        refuse_shared_entries(tasks)
+    refuse_shared_entries([*tasks[:1], *tasks[:1], replace(tasks[1], chunk_size=32)])
 
 
 def test_a_journal_of_other_tasks_is_not_resumed(
@@ -245,17 +355,17 @@ def test_ctrl_c_keeps_what_was_measured_and_says_how_to_go_on(
     command = ["lora-autotune", "tune"] if script is None else [script]
     assert resume == [*command, *words[1:], "--resume"]
 
-    known: list[int] = []
+    known: dict[int, int] = {}
     progress = Screen.progress
 
     def seen(self: Screen, at: Any) -> None:
-        known.append(at.done)
+        known.setdefault(at.task.chunk_size, at.done)
         progress(self, at)
 
     monkeypatch.setattr(Screen, "progress", seen)
     assert run("tune", *resume[len(command) :]) == 0
     assert read_config_file(config_file(out)) == {16: BEST, 64: BEST}
-    assert known[:3] == [17, 17, 9]  # the first task from its record, the second from trial 9
+    assert known == {16: 17, 64: 9}  # where each task begins
 
 
 def test_ctrl_c_writes_the_winners_so_far_if_asked(
@@ -271,6 +381,50 @@ def test_ctrl_c_writes_the_winners_so_far_if_asked(
 
     assert read_config_file(config_file(out)) == {16: BEST}
     assert f"wrote {config_file(out)}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_ctrl_c_prints_what_is_finished_as_json_and_writes_it_only_if_asked(
+    files: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    partial: bool,
+) -> None:
+    interrupt_after(monkeypatch, 9)
+
+    out = tmp_path / "out"
+    words = ["tune", "--replay", *files, "--json", "--out", str(out)]
+    assert run(*words, *["--write-partial"] * partial) == 130
+
+    printed, err = capsys.readouterr()
+    (line,) = map(json.loads, printed.splitlines())
+    assert (line["chunk_size"], line["config"]) == (16, BEST)
+    assert config_file(out).exists() == partial
+    assert line["file"] == (str(config_file(out)) if partial else None)
+    assert ("1 finished tasks were not written" in err) != partial
+    assert (f"wrote {config_file(out)}" in err) == partial
+
+
+def test_json_has_written_nothing_while_the_run_goes_on(
+    files: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    seen: list[bool] = []
+    out = tmp_path / "out"
+    progress = Screen.progress
+
+    def looking(self: Screen, at: Any) -> None:
+        seen.append(config_file(out).exists())
+        progress(self, at)
+
+    monkeypatch.setattr(Screen, "progress", looking)
+
+    assert run("tune", "--replay", *files, "--json", "--out", str(out)) == 0
+    assert set(seen) == {False}
+    assert len(capsys.readouterr().out.splitlines()) == 2
 
 
 def test_ctrl_c_before_anything_has_begun(

@@ -1,12 +1,19 @@
 """Compile-only tests: every config family for sm_90, in real worker processes, without a GPU."""
 
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
+import triton
 
 from lora_autotune.evaluators import compiling
 from lora_autotune.evaluators.gpu import Gpu
 from lora_autotune.evaluators.worker import Died, Worker
-from lora_autotune.space import DEFAULT_CONFIGS, Config
-from lora_autotune.task import Instance, Task
+from lora_autotune.space import DEFAULT_CONFIGS, SPACE_NAMES, Config, SearchSpace, named_space
+from lora_autotune.task import CHUNK_SIZES, KERNELS, Instance, Task
 
 H200 = Gpu(
     name="NVIDIA H200",
@@ -44,30 +51,66 @@ def test_the_default_compiles(compiler, task, chunk_size, dtype):
     assert compiled.smem_bytes > 0
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        Config(BLOCK_N=16, BLOCK_K=32, num_warps=1, num_stages=1),
-        Config(BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=3),
-        Config(BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=2),
-    ],
-    ids=str,
-)
-def test_every_family_of_shrink_compiles(compiler, config):
-    assert compile_one(compiler, SHRINK, config).failure is None
+def covering(space: SearchSpace) -> Iterator[Config]:
+    """Configs that hold every value of every axis twice.
+
+    Wide tiles go with many warps, which compiles fast; the other axes turn, by one more the second
+    time.
+    """
+    count = max(map(len, space.axes.values()))
+    together = ("BLOCK_N", "num_warps")
+    for turn in range(2):
+        for place in range(count):
+            yield space.at(
+                {
+                    name: place * len(axis) // count
+                    if name in together
+                    else (place + turn) % len(axis)
+                    for name, axis in space.axes.items()
+                }
+            )
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        Config(BLOCK_N=16, BLOCK_K=16, num_warps=2, num_stages=1),
-        Config(BLOCK_N=64, BLOCK_K=16, num_warps=4, num_stages=3, maxnreg=96),
-        Config(BLOCK_N=128, BLOCK_K=64, num_warps=8, num_stages=4, maxnreg=255),
-    ],
-    ids=str,
-)
-def test_every_family_of_expand_compiles(compiler, config):
-    assert compile_one(compiler, EXPAND, config).failure is None
+FAMILIES = [
+    pytest.param(kernel, CHUNK_SIZES[place % 4], config, id=f"{name}-{kernel}-{config}")
+    for name in SPACE_NAMES
+    for kernel in KERNELS
+    for place, config in enumerate(dict.fromkeys(covering(named_space(name, kernel))))
+]
+
+
+@pytest.mark.parametrize("name", SPACE_NAMES)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_families_hold_every_value_of_every_axis(name, kernel):
+    space = named_space(name, kernel)
+    configs = [config for one, _, config in (param.values for param in FAMILIES) if one == kernel]
+    for axis, values in space.axes.items():
+        assert {getattr(config, axis) for config in configs if config in space} == set(values)
+
+
+@pytest.mark.parametrize(("kernel", "chunk_size", "config"), FAMILIES)
+def test_every_family_compiles(compiler, kernel, chunk_size, config):
+    task = Task(kernel=kernel, K=2048, R=64, S=2, chunk_size=chunk_size)
+    compiled = compile_one(compiler, task, config)
+    assert compiled.smem_bytes > 0
+    if compiled.failure is not None:
+        assert compiled.smem_bytes > H200.smem_bytes
+        assert compiled.failure.kind == "resources"
+        assert f"needs {compiled.smem_bytes} bytes of shared memory" in compiled.failure.message
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("S", "R"), [(1, 1), (2, 24), (3, 20), (3, 128)])
+def test_any_rank_and_number_of_slices_compiles(compiler, S, R, dtype):
+    shape = {"R": R, "S": S, "chunk_size": 16, "dtype": dtype}
+    shrink = Task(kernel="shrink", K=328, **shape)
+    config = Config(BLOCK_N=32, BLOCK_K=64, num_warps=4, num_stages=3)
+    assert compile_one(compiler, shrink, config).failure is None
+
+    offsets = [(0, 328), (0, 200, 328), (0, 200, 264, 328)][S - 1]
+    expand = Task(kernel="expand", K=328, slice_offsets=offsets, **shape)
+    config = Config(BLOCK_N=64, BLOCK_K=32, num_warps=4, num_stages=2, maxnreg=96)
+    assert compile_one(compiler, expand, config).failure is None
 
 
 def test_too_much_shared_memory_is_a_failure_before_the_gpu_sees_it(compiler):
@@ -91,3 +134,59 @@ def test_a_compile_over_its_limit_is_killed_and_the_next_one_works(compiler):
     assert isinstance(died, Died)
     assert died.timed_out
     assert compile_one(compiler, SHRINK, DEFAULT_CONFIGS["shrink"]).failure is None
+
+
+def test_a_compile_killed_from_outside_is_a_death_and_the_next_one_works(tmp_path):
+    worker = Worker(compiling.set_up, H200, str(tmp_path))
+    try:
+        pid = worker.call(os.getpid, timeout_s=60)
+        task = Task(kernel="shrink", K=2048, R=64, S=3, chunk_size=128)
+        slow = Config(BLOCK_N=128, BLOCK_K=512, num_warps=1, num_stages=2)  # some 40 s
+        worker.submit(compiling.compile_config, task, WORKLOAD, slow, timeout_s=120)
+        wait_for(lambda: any(tmp_path.rglob("*.ttgir")))
+        os.kill(pid, signal.SIGKILL)
+        died = worker.result()
+        assert isinstance(died, Died)
+        assert not died.timed_out
+        assert "SIGKILL" in died.message
+        assert not any(tmp_path.rglob("*.cubin"))
+        assert compile_one(worker, SHRINK, DEFAULT_CONFIGS["shrink"]).failure is None
+    finally:
+        worker.close()
+
+
+def wait_for(condition):
+    deadline_s = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+
+
+def set_up_with_ptxas(ptxas, gpu, cache_dir):
+    os.environ["TRITON_PTXAS_PATH"] = str(ptxas)
+    compiling.set_up(gpu, cache_dir)
+
+
+def test_a_compiler_that_crashes_is_a_failure_and_the_worker_lives_on(tmp_path):
+    real = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    fake = tmp_path / "ptxas"
+    fake.write_text(
+        "#!/bin/sh\n"
+        f'if [ "$1" = --version ] || [ -e "{tmp_path}/mended" ]; then exec "{real}" "$@"; fi\n'
+        "kill -SEGV $$\n"
+    )
+    fake.chmod(0o755)
+    worker = Worker(set_up_with_ptxas, fake, H200, str(tmp_path / "cache"))
+    try:
+        pid = worker.call(os.getpid, timeout_s=60)
+        failure = compile_one(worker, SHRINK, DEFAULT_CONFIGS["shrink"]).failure
+        assert failure is not None
+        assert failure.kind == "compile"
+        assert "ptxas" in failure.message
+        assert "-11" in failure.message or "SIGSEGV" in failure.message
+
+        (tmp_path / "mended").touch()
+        assert compile_one(worker, SHRINK, DEFAULT_CONFIGS["shrink"]).failure is None
+        assert worker.call(os.getpid, timeout_s=60) == pid
+    finally:
+        worker.close()

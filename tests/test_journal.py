@@ -112,6 +112,10 @@ def go(child: subprocess.Popen) -> None:
     child.stdin.flush()
 
 
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 def test_every_trial_comes_back_exactly_and_in_order(tmp_path):
     path = filled(tmp_path / "deep" / "run.journal")
     assert open_record(path, resume=True).trials == TRIALS
@@ -338,7 +342,7 @@ def test_a_lock_excludes_others_and_goes_with_its_process(tmp_path):
         child.stdout.close()
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert open_record(path, resume=True).trials == TRIALS
-    assert list(tmp_path.iterdir()) == [path]
+    assert names(tmp_path) == [".a.journal", "a.journal"]
 
 
 def test_two_processes_lose_no_trial(tmp_path):
@@ -361,3 +365,134 @@ def test_a_space_of_other_axes_is_recorded_by_them(tmp_path):
         "BLOCK_K": 16,
         "maxnreg": None,
     }
+
+
+def test_a_fresh_journal_keeps_earlier_ones_under_names_of_their_own(tmp_path):
+    path = filled(tmp_path / "a.journal")
+    (tmp_path / "a-2.journal").write_text("somebody else's")
+    for number in (1, 3):
+        before = path.read_bytes()
+        with Journal(path, fresh=True) as journal:
+            assert journal.aside == tmp_path / f"a-{number}.journal"
+            assert journal.aside.read_bytes() == before
+            record = journal.open(TASK, WORKLOAD, PLATFORM, space=SPACE)
+            assert record.trials == []
+            for trial in TRIALS[:number]:
+                record.append(trial)
+    assert open_record(tmp_path / "a-1.journal", resume=True).trials == TRIALS
+    assert open_record(tmp_path / "a-3.journal", resume=True).trials == TRIALS[:1]
+    assert open_record(path, resume=True).trials == TRIALS[:3]
+    assert (tmp_path / "a-2.journal").read_text() == "somebody else's"
+
+
+def test_without_trials_nothing_is_kept_aside(tmp_path):
+    path = tmp_path / "a.journal"
+    for _ in range(2):
+        with Journal(path, fresh=True) as journal:
+            assert journal.aside is None
+            journal.open(TASK, WORKLOAD, PLATFORM, space=SPACE)
+    assert names(tmp_path) == [".a.journal", "a.journal"]
+
+
+@pytest.mark.parametrize("content", [b"hello\n", b'{"op_code":0}\n', b'{"op_code":0}\njunk\n'])
+def test_what_is_no_record_is_not_moved_either(tmp_path, content):
+    path = tmp_path / "a.journal"
+    path.write_bytes(content)
+    with pytest.raises(JournalError, match=r"a\.journal is (not a journal|damaged)"):
+        Journal(path, fresh=True)
+    assert path.read_bytes() == content
+    assert not (tmp_path / "a-1.journal").exists()
+
+
+@pytest.mark.parametrize("trials", [0, 3])
+def test_nobody_moves_a_journal_that_another_process_has_open(tmp_path, trials):
+    path = tmp_path / "a.journal"
+    child = writer(tmp_path, path, 0, 3)
+    if trials:
+        go(child)
+        assert [child.stdout.readline() for _ in range(3)] == ["0\n", "1\n", "2\n"]
+    else:
+        before = path.read_bytes()
+        with pytest.raises(JournalError, match=r"a\.journal is in use"):
+            Journal(path, fresh=True)
+        assert path.read_bytes() == before
+        go(child)
+    child.communicate()
+    with Journal(path, fresh=True) as journal:
+        assert journal.aside == tmp_path / "a-1.journal"
+    trials = open_record(tmp_path / "a-1.journal", resume=True).trials
+    assert [trial.config.BLOCK_K for trial in trials] == [1, 2, 3]
+
+
+def test_kill_9_leaves_no_lock_behind(tmp_path):
+    path = tmp_path / "a.journal"
+    child = writer(tmp_path, path, 0, 100_000)
+    go(child)
+    assert child.stdout.readline() == "0\n"
+    with pytest.raises(JournalError, match=r"a\.journal is in use"):
+        Journal(path, fresh=True)
+    child.kill()
+    child.communicate()
+    with Journal(path, fresh=True) as journal:
+        assert journal.aside == tmp_path / "a-1.journal"
+    assert open_record(tmp_path / "a-1.journal", resume=True).trials
+
+
+def test_a_journal_begun_afresh_is_shared_like_any_other(tmp_path):
+    path = tmp_path / "a.journal"
+    with Journal(path, fresh=True) as journal:
+        record = journal.open(TASK, WORKLOAD, PLATFORM, space=SPACE)
+        child = writer(tmp_path, path, 0, 3)
+        go(child)
+        record.append(TRIALS[0])
+        child.communicate()
+        with pytest.raises(JournalError, match=r"a\.journal is in use"):
+            Journal(path, fresh=True)
+    assert len(open_record(path, resume=True).trials) == 4
+    assert names(tmp_path)[:2] == [".a.journal", "a.journal"]
+
+
+def test_a_record_keeps_its_journal_in_use_until_it_is_closed(tmp_path):
+    path = tmp_path / "a.journal"
+    journal = Journal(path)
+    record = journal.open(TASK, WORKLOAD, PLATFORM, space=SPACE)
+    close = journal.close
+    del journal
+    with pytest.raises(JournalError, match=r"a\.journal is in use"):
+        Journal(path, fresh=True)
+    close()
+    Journal(path, fresh=True).close()
+    assert record.trials == []
+
+
+def test_of_processes_that_begin_afresh_at_once_one_does(tmp_path):
+    path = filled(tmp_path / "a.journal")
+    code = (
+        "import sys; from pathlib import Path; from lora_autotune.journal import Journal\n"
+        "from lora_autotune.errors import JournalError\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "try: journal = Journal(Path(sys.argv[1]), fresh=True); print(journal.aside, flush=True)\n"
+        "except JournalError as error: print(error, flush=True)\n"
+        "sys.stdin.readline()\n"
+    )
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=Path(__file__).parent.parent,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    for child in children:
+        assert child.stdout.readline() == "ready\n"
+    for child in children:
+        go(child)
+    said = sorted(child.stdout.readline().strip() for child in children)
+    for child in children:
+        child.communicate("\n")
+    assert said[0] == str(tmp_path / "a-1.journal")
+    assert all("in use" in line for line in said[1:])
+    assert names(tmp_path) == [".a.journal", "a-1.journal", "a.journal"]
+    assert open_record(tmp_path / "a-1.journal", resume=True).trials == TRIALS

@@ -13,12 +13,12 @@ import pytest
 from lora_autotune.errors import EvaluatorError, UsageError
 from lora_autotune.evaluator import Platform
 from lora_autotune.journal import Journal
+from lora_autotune.search import MAX_FRUITLESS_ASKS
 from lora_autotune.space import DEFAULT_CONFIGS, Config, SearchSpace
 from lora_autotune.task import PREFILL, Task
 from lora_autotune.trial import Failure, Measurement, Pruned, Trial
 from lora_autotune.tuner import (
     DEFAULT_TRIALS,
-    MAX_FRUITLESS_ASKS,
     TuningResult,
     tune,
     write_result,
@@ -67,6 +67,9 @@ class Bench:
         config = self._in_flight.pop({"first": 0, "last": -1}[self._order])
         self.evaluated.append(config)
         return Trial(config=config, outcome=self.outcome(config), compile_s=0.5)
+
+    def poll(self, wait_s, /):
+        return self.collect() if self._in_flight else None
 
     def remeasure(self, configs, /, *, rounds):
         outcomes = [self.outcome(config) for config in configs]
@@ -180,7 +183,7 @@ def test_a_strategy_that_repeats_itself_now_and_then_is_not_stuck():
     fresh = [Config(BLOCK_N=n, BLOCK_K=16) for n in range(1, MAX_FRUITLESS_ASKS)]
     pairs = zip(fresh, cycle([DEFAULT]), cycle([DEFAULT]))
     asked = [config for group in pairs for config in group]
-    result = run(Bench(capacity=1), Script(asked))
+    result = run(Bench(capacity=1), Script(asked), trials=100)
     assert (result.trials, result.stopped) == (
         len(fresh) + 1,
         "the strategy has nothing more to ask",

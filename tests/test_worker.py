@@ -100,3 +100,32 @@ def test_a_bug_in_a_job_propagates(worker):
     with pytest.raises(EvaluatorError, match="KeyError"):
         worker.call(bug, timeout_s=60)
     assert worker.call(read_state, timeout_s=60) == ["ready"]
+
+
+def compute():
+    while True:
+        sum(range(10_000))
+
+
+def compute_in_a_child():
+    subprocess.run([sys.executable, "-c", "while True: sum(range(10_000))"], check=False)
+
+
+@pytest.mark.parametrize("job", [compute, compute_in_a_child])
+def test_a_job_that_computes_too_long_is_killed(worker, job):
+    worker.submit(job, timeout_s=300, cpu_limit_s=0.5)
+    died = worker.result()
+    assert isinstance(died, Died)
+    assert died.timed_out
+    assert "0.5 s of computing" in died.message
+    assert worker.call(read_state, timeout_s=60) == ["ready"]
+
+
+def short_sleep():
+    time.sleep(1.0)
+    return "done"
+
+
+def test_waiting_is_not_computing(worker):
+    worker.submit(short_sleep, timeout_s=300, cpu_limit_s=0.4)
+    assert worker.result() == "done"

@@ -33,7 +33,7 @@ def record(arguments: Any) -> int:
                     failed = sum(isinstance(one.outcome, Failure) for one in finished)
                     print(f"  {len(finished)} done, {failed} failed", flush=True)
 
-            evaluator = machine.evaluator(task, workload, prune=False)
+            evaluator = machine.evaluator(task, workload, prune=False, patient=True)
             try:
                 landscape = record_landscape(evaluator, space, note=note, on_trial=on_trial)
             finally:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from lora_autotune.task import Task
@@ -34,10 +34,10 @@ class Screen:
             disable=not self._console.is_terminal,
         )
         self._count = count
-        self._place = 0
+        self._finished = 0
         self._started_s = time.monotonic()
-        self._left = ""
-        self._bar = self._live.add_task("starting", total=None, state="")
+        self._all = self._live.add_task("starting", total=count, state="")
+        self._rows: dict[Task, TaskID] = {}
 
     def __enter__(self) -> Screen:  # noqa: PYI034 - Self needs Python 3.11
         self._live.start()
@@ -55,38 +55,46 @@ class Screen:
         """One line."""
         self._console.print(text, markup=False, soft_wrap=True)
 
-    def begin(self, task: Task) -> None:
-        """The next task is under way."""
-        self._place += 1
-        if self._place > 1:
-            spent_s = time.monotonic() - self._started_s
-            left_s = spent_s / (self._place - 1) * (self._count - self._place + 1)
-            self._left = f", {left_s:.0f} s left"
-        title = f"[{self._place}/{self._count}] {task.kernel} K={task.K} S={task.S}"
-        title += f" chunk {task.chunk_size}"
-        self._live.update(self._bar, description=title, completed=0, state="")
-
     def progress(self, progress: TuningProgress) -> None:
-        """Where the task is."""
+        """Where a task is; a row for each that is under way."""
+        task = progress.task
+        if task not in self._rows:
+            title = f"{task.kernel} K={task.K} S={task.S} chunk {task.chunk_size}"
+            self._rows[task] = self._live.add_task(title, state="")
         state = f"{progress.done}/{progress.budget}"
         if progress.phase == "finalists":
             state += ", measuring the finalists again"
         else:
             state += f", {progress.failures} failed"
             if progress.best_cost is not None:
-                state += f", best {1 / progress.best_cost:.2f}x{self._left}"
-        self._live.update(self._bar, completed=progress.done, total=progress.budget, state=state)
+                state += f", best {1 / progress.best_cost:.2f}x"
+        row = self._rows[task]
+        self._live.update(row, completed=progress.done, total=progress.budget, state=state)
+        self._overall()
 
     def finish(self, result: TuningResult) -> None:
         """A task is done: one line, where there is no live display."""
+        self._finished += 1
+        if result.task in self._rows:
+            self._live.remove_task(self._rows.pop(result.task))
+        self._overall()
         if self._console.is_terminal:
             return
         failed = sum(result.failures.values())
         self.say(
-            f"[{self._place}/{self._count}] {result.task}: {_speedup(result)}"
+            f"[{self._finished}/{self._count}] {result.task}: {_speedup(result)}"
             f" ({result.trials} trials, {failed} failed, {result.pruned} pruned,"
             f" {result.wall_s:.1f} s) {result.selection.config or 'nothing runs'}"
         )
+
+    def _overall(self) -> None:
+        spent_s = time.monotonic() - self._started_s
+        state = f"{spent_s:.0f} s"
+        if self._finished:
+            left_s = spent_s / self._finished * (self._count - self._finished)
+            state += f", about {left_s:.0f} s left"
+        title = f"{self._finished} of {self._count} tasks done"
+        self._live.update(self._all, description=title, completed=self._finished, state=state)
 
     def table(self, results: Sequence[TuningResult], files: Sequence[Path], out: Path) -> None:
         """Everything at a glance, at the end."""

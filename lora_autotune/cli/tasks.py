@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from lora_autotune.errors import UsageError
@@ -30,7 +31,7 @@ def named_work(arguments: Any) -> dict[Task, Workload]:
     row of each sequence, so on its own tasks that is the decode batch.
 
     Raises:
-        UsageError: arguments that name no task.
+        UsageError: arguments that name no task, or two for one entry of a config file.
         ModelError: a model that is not known, or that no tasks can be made from.
     """
     if (arguments.model is None) == (arguments.kernel is None):
@@ -42,10 +43,27 @@ def named_work(arguments: Any) -> dict[Task, Workload]:
     if arguments.rank is None:
         raise UsageError("--rank is missing", hint="the largest rank that the server allows")
     tasks = _tasks_by_hand(arguments) if arguments.model is None else _tasks_of_model(arguments)
+    refuse_shared_entries(tasks)
     return {
         task: tuple(arguments.tokens or (default_workload(task.chunk_size) if full else (DECODE,)))
         for task, full in tasks.items()
     }
+
+
+def refuse_shared_entries(tasks: Iterable[Task]) -> None:
+    """Raise UsageError when two tasks of one GPU and Triton belong in one entry of a config file.
+
+    The schema knows neither dtypes nor slice boundaries, so the later would overwrite the earlier.
+    """
+    owners: dict[tuple[object, ...], Task] = {}
+    for task in tasks:
+        entry = (task.kernel, task.K, task.R, task.S, task.chunk_size)
+        other = owners.setdefault(entry, task)
+        if other != task:
+            raise UsageError(
+                f"{other.key} and {task.key} are one entry of one config file",
+                hint="tune them in runs of their own, each with its --out",
+            )
 
 
 def _tasks_of_model(arguments: Any) -> dict[Task, bool]:

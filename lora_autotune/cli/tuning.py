@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_autotune.cli.screen import Screen
-from lora_autotune.cli.tasks import named_work
+from lora_autotune.cli.tasks import named_work, refuse_shared_entries
 from lora_autotune.errors import UsageError
 from lora_autotune.evaluator import Evaluator
 from lora_autotune.journal import Journal
@@ -20,15 +20,14 @@ from lora_autotune.landscape import Landscape, read_landscape
 from lora_autotune.space import SearchSpace, named_space
 from lora_autotune.strategy import strategy_factory
 from lora_autotune.task import Task
-from lora_autotune.tuner import TuningResult, write_result
-from lora_autotune.tuner import tune as tune_task
+from lora_autotune.tuner import AT_ONCE, Job, TuningResult, tune_all, write_result
 
 COMMAND_VARIABLE = "LORA_AUTOTUNE_COMMAND"
 """Set by a script that stands for ``lora-autotune tune``, so that the user is told that name."""
 
 SHIPPED_LANDSCAPES = Path(__file__).parent.parent / "configs" / "landscapes"
 
-_Jobs = tuple[Collection[Task], str, Iterator[tuple[Evaluator, SearchSpace]]]
+_Benches = tuple[Collection[Task], str, Iterator[tuple[Evaluator, SearchSpace]]]
 """The tasks, what they are measured on, and an evaluator and a space for each in turn."""
 
 
@@ -38,78 +37,90 @@ def tune(arguments: Any) -> int:
     replay = arguments.replay is not None
     with contextlib.ExitStack() as stack:
         if replay:
-            tasks, platform, jobs = _recorded_jobs(arguments)
+            tasks, platform, benches = _recorded_benches(arguments)
             first = f"Replaying recorded measurements of {platform}: no GPU is used"
         else:
-            tasks, platform, jobs = _gpu_jobs(arguments, stack)
+            tasks, platform, benches = _gpu_benches(arguments, stack)
             first = f"Tuning on {platform}"
         screen = Screen(len(tasks), json=arguments.json)
         screen.say(f"{first}. {len(tasks)} tasks, strategy {arguments.strategy}.")
-        journal = Journal(arguments.journal or arguments.out / "tune.journal")
+        journal = stack.enter_context(_journal(arguments, screen))
         if arguments.resume:
             journal.check_resumable(tasks)
         results: list[TuningResult] = []
         try:
             with screen:
-                for evaluator, space in jobs:
-                    results.append(_tune_one(arguments, evaluator, space, journal, screen))
+                for result in tune_all(
+                    _jobs(arguments, benches, journal),
+                    at_once=1 if replay else AT_ONCE,  # a recording keeps nothing waiting
+                    strategy=arguments.strategy,
+                    trials=arguments.trials,
+                    timeout_s=arguments.timeout,
+                    seed=arguments.seed,
+                    on_progress=screen.progress,
+                ):
+                    results.append(result)
+                    screen.finish(result)
         except KeyboardInterrupt:
-            _say_how_to_resume(arguments, journal, results)
+            _report_interrupted(arguments, journal, results)
             return 130
-    files = [] if arguments.json else _written(results, arguments.out)
-    if not arguments.json:
-        screen.table(results, files, arguments.out)
+    results.sort(key=lambda result: list(tasks).index(result.task))
+    files = _write(results, arguments.out)
+    if arguments.json:
+        _print_json(results, files)
+    else:
+        screen.table(results, _distinct(files), arguments.out)
     return 0 if all(result.selection.config is not None for result in results) else 1
 
 
-def _tune_one(
-    arguments: Any, evaluator: Evaluator, space: SearchSpace, journal: Journal, screen: Screen
-) -> TuningResult:
-    screen.begin(evaluator.task)
-    record = journal.open(
-        evaluator.task,
-        evaluator.workload,
-        evaluator.platform,
-        space=space,
-        replayed=evaluator.replayed,
-        resume=arguments.resume,
-    )
-    try:
-        result = tune_task(
+def _journal(arguments: Any, screen: Screen) -> Journal:
+    """The run's journal; what an earlier run left in the default place is kept aside."""
+    if arguments.journal is not None:
+        return Journal(arguments.journal)
+    journal = Journal(arguments.out / "tune.journal", fresh=not arguments.resume)
+    if journal.aside is not None:
+        words = shlex.join(["--resume", "--journal", str(journal.aside)])
+        screen.say(f"The record of an earlier run is kept as {journal.aside} ({words} goes on).")
+    return journal
+
+
+def _jobs(
+    arguments: Any, benches: Iterator[tuple[Evaluator, SearchSpace]], journal: Journal
+) -> Iterator[Job]:
+    """Each evaluator with its record, opened when its turn comes."""
+    for evaluator, space in benches:
+        record = journal.open(
             evaluator.task,
-            evaluator=evaluator,
+            evaluator.workload,
+            evaluator.platform,
             space=space,
-            strategy=arguments.strategy,
-            trials=arguments.trials,
-            timeout_s=arguments.timeout,
-            seed=arguments.seed,
-            record=record,
-            on_progress=screen.progress,
+            replayed=evaluator.replayed,
+            resume=arguments.resume,
         )
-    finally:
-        evaluator.close()
-    screen.finish(result)
-    if arguments.json:
-        print(json.dumps(_as_json(result, write_result(result, arguments.out))), flush=True)
-    return result
+        yield Job(evaluator=evaluator, space=space, record=record)
 
 
-def _gpu_jobs(arguments: Any, stack: contextlib.ExitStack) -> _Jobs:
+def _gpu_benches(arguments: Any, stack: contextlib.ExitStack) -> _Benches:
     work = named_work(arguments)
+    from lora_autotune.evaluators.worker import start_fork_server
+
+    start_fork_server()  # it imports torch while this process does
     from lora_autotune.evaluators.cuda import CudaMachine
 
     machine = stack.enter_context(CudaMachine())
-    jobs = (
+    benches = (
         (
-            machine.evaluator(task, workload, seed=arguments.seed),
+            machine.evaluator(
+                task, workload, patient=arguments.strategy == "grid", seed=arguments.seed
+            ),
             named_space(arguments.space or "wide", task.kernel),
         )
         for task, workload in work.items()
     )
-    return list(work), f"{machine.platform.device} (Triton {machine.platform.triton})", jobs
+    return list(work), f"{machine.platform.device} (Triton {machine.platform.triton})", benches
 
 
-def _recorded_jobs(arguments: Any) -> _Jobs:
+def _recorded_benches(arguments: Any) -> _Benches:
     from lora_autotune.evaluators.replay import ReplayEvaluator
 
     files = arguments.replay or sorted(SHIPPED_LANDSCAPES.glob("*.jsonl*"))
@@ -121,16 +132,18 @@ def _recorded_jobs(arguments: Any) -> _Jobs:
         if landscape.task in by_task:
             raise UsageError(f"two landscapes of {landscape.task}", hint="replay them one by one")
         by_task[landscape.task] = landscape
+    for platform in {landscape.platform for landscape in landscapes}:
+        refuse_shared_entries(one.task for one in landscapes if one.platform == platform)
     platforms = {(one.platform.device, one.platform.triton) for one in landscapes}
     named = ", ".join(f"{device} (Triton {triton})" for device, triton in sorted(platforms))
-    jobs = (
+    benches = (
         (
             ReplayEvaluator(landscape),
             named_space(arguments.space, task.kernel) if arguments.space else landscape.space,
         )
         for task, landscape in by_task.items()
     )
-    return list(by_task), named, jobs
+    return list(by_task), named, benches
 
 
 def _wanted(arguments: Any, landscapes: Sequence[Landscape]) -> list[Landscape]:
@@ -149,9 +162,18 @@ def _wanted(arguments: Any, landscapes: Sequence[Landscape]) -> list[Landscape]:
     ]
 
 
-def _written(results: Sequence[TuningResult], out: Path) -> list[Path]:
-    files = dict.fromkeys(write_result(result, out) for result in results)
-    return [file for file in files if file is not None]
+def _write(results: Sequence[TuningResult], out: Path) -> list[Path | None]:
+    """The config file of each result; None where nothing runs."""
+    return [write_result(result, out) for result in results]
+
+
+def _distinct(files: Sequence[Path | None]) -> list[Path]:
+    return [file for file in dict.fromkeys(files) if file is not None]
+
+
+def _print_json(results: Sequence[TuningResult], files: Sequence[Path | None]) -> None:
+    for result, file in zip(results, files, strict=True):
+        print(json.dumps(_as_json(result, file)), flush=True)
 
 
 def _as_json(result: TuningResult, file: Path | None) -> dict[str, Any]:
@@ -180,17 +202,26 @@ def _as_json(result: TuningResult, file: Path | None) -> dict[str, Any]:
     }
 
 
-def _say_how_to_resume(arguments: Any, journal: Journal, results: Sequence[TuningResult]) -> None:
+def _report_interrupted(arguments: Any, journal: Journal, results: Sequence[TuningResult]) -> None:
+    """What Ctrl-C leaves behind, and how to go on; files only if they are asked for."""
+
     def say(text: str) -> None:
         print(text, file=sys.stderr)
 
     say(f"Interrupted. What was measured is in {journal.path}.")
+    files: Sequence[Path | None] = [None] * len(results)
     if arguments.write_partial:
-        for file in _written(results, arguments.out):
+        files = _write(results, arguments.out)
+        for file in _distinct(files):
             say(f"wrote {file}")
-    elif results and not arguments.json:
+    elif results:
         say(f"{len(results)} finished tasks were not written (--write-partial writes them).")
+    if arguments.json:
+        _print_json(results, files)
+    say(f"To continue: {_command_to_resume(arguments.words)}")
+
+
+def _command_to_resume(words: Sequence[str]) -> str:
     script = os.environ.get(COMMAND_VARIABLE)
     command = shlex.quote(script) if script else "lora-autotune tune"
-    words = [word for word in arguments.words[1:] if word != "--resume"]
-    say(f"To continue: {command} {shlex.join([*words, '--resume'])}")
+    return f"{command} {shlex.join([*(w for w in words[1:] if w != '--resume'), '--resume'])}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import triton
@@ -13,6 +13,7 @@ from triton.runtime.errors import OutOfResources
 from lora_autotune.evaluators.correctness import difference_from_reference
 from lora_autotune.evaluators.gpu import Gpu
 from lora_autotune.evaluators.timing import (
+    BEHIND,
     Bench,
     GraphTimer,
     compiled_resources,
@@ -21,13 +22,65 @@ from lora_autotune.evaluators.timing import (
 )
 from lora_autotune.space import Config
 from lora_autotune.task import Task, Workload
-from lora_autotune.trial import Failure, Measurement, Outcome, Pruned, Resources
-
-CLEARLY_BEHIND = 1.3
-"""A candidate this many times slower than the best is not measured further than coarsely."""
+from lora_autotune.trial import (
+    Failure,
+    Measurement,
+    Outcome,
+    Pruned,
+    Resources,
+    relative_cost,
+)
 
 MAX_SPILL_BYTES = 256
 """On the shipped landscapes every config that spills more is over 1.2 times the best's time."""
+
+MAX_PREPARED = 12
+"""Subjects whose operands are kept on the GPU at a time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What candidates are measured on.
+
+    Attributes:
+        workload: the batches.
+        seed: of the random operands.
+        prune: drop a candidate by its resources before it is timed.
+    """
+
+    task: Task
+    workload: Workload
+    seed: int
+    prune: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standings:
+    """What a candidate has to be compared with.
+
+    Attributes:
+        default_us: the default's time on each instance.
+        fastest_us: the least time that any candidate took on each instance.
+        best_cost: the lowest cost.
+    """
+
+    default_us: tuple[float, ...]
+    fastest_us: tuple[float, ...]
+    best_cost: float
+
+    def limit_us(self, factor: float, times_us: Sequence[float], workload: Workload) -> float:
+        """The time on the next instance that makes a candidate's cost this many times the best's.
+
+        Args:
+            factor: dimensionless.
+            times_us: its times on the instances before; on those behind it is granted the fastest.
+            workload: every instance.
+        """
+        here = len(times_us)
+        granted_us = (*times_us, 0.0, *self.fastest_us[here + 1 :])
+        left = factor * self.best_cost - relative_cost(granted_us, self.default_us, workload)
+        total = sum(instance.weight for instance in workload)
+        return left * total / workload[here].weight * self.default_us[here]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,12 +96,20 @@ class Reply:
     context_lost: bool = False
 
 
+class TooLargeError(Exception):
+    """A subject's operands do not fit the GPU, even alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    benches: Sequence[Bench]
+    generator: torch.Generator
+
+
 @dataclass(slots=True)
 class _State:
     gpu: Gpu
-    task: Task | None = None
-    benches: Sequence[Bench] = ()
-    generator: torch.Generator | None = None
+    prepared: dict[Subject, _Prepared] = field(default_factory=dict)
 
 
 _state: _State
@@ -83,51 +144,75 @@ def _describe() -> Gpu:
     )
 
 
-def prepare(task: Task, workload: Workload, seed: int) -> str | None:
-    """Put a task's operands on the GPU; returns why that cannot be done, if so."""
-    _state.benches = ()
-    torch.cuda.empty_cache()
-    try:
-        _state.benches = [
-            make_bench(
-                task,
-                instance,
-                l2_bytes=_state.gpu.l2_bytes,
-                multiprocessors=_state.gpu.multiprocessors,
-                seed=seed + i,
-            )
-            for i, instance in enumerate(workload)
-        ]
-    except torch.OutOfMemoryError as error:
-        return f"the workload does not fit the GPU's memory: {str(error).splitlines()[0]}"
-    _state.task = task
-    _state.generator = torch.Generator("cuda").manual_seed(seed)
-    return None
+def _prepare(subject: Subject) -> _Prepared:
+    """A subject's operands on the GPU; the longest unused go where there is no room."""
+    prepared = _state.prepared.pop(subject, None)
+    if prepared is None:
+        try:
+            prepared = _prepared(subject)
+        except torch.OutOfMemoryError:
+            _state.prepared.clear()
+            torch.cuda.empty_cache()
+            try:
+                prepared = _prepared(subject)
+            except torch.OutOfMemoryError as error:
+                raise TooLargeError(str(error).splitlines()[0]) from error
+    _state.prepared[subject] = prepared
+    if len(_state.prepared) > MAX_PREPARED:
+        del _state.prepared[next(iter(_state.prepared))]
+    return prepared
 
 
-def measure(config: Config, best_us: Sequence[float] | None, prune: bool) -> Reply:
+def _prepared(subject: Subject) -> _Prepared:
+    benches = [
+        make_bench(
+            subject.task,
+            instance,
+            l2_bytes=_state.gpu.l2_bytes,
+            multiprocessors=_state.gpu.multiprocessors,
+            seed=subject.seed + i,
+        )
+        for i, instance in enumerate(subject.workload)
+    ]
+    return _Prepared(benches, torch.Generator("cuda").manual_seed(subject.seed))
+
+
+def measure(subject: Subject, config: Config, standings: Standings | None) -> Reply | str:
     """Check a compiled candidate, then time it on every instance.
 
     Args:
+        subject: what it is measured on.
         config: the candidate.
-        best_us: the best config's time on each instance, or None while there is none.
-        prune: drop a candidate by its resources before it is timed.
+        standings: what it has to be compared with, None while nothing is known: then, and where the
+            subject does not prune, it is timed in full.
+
+    Returns:
+        What came of it; or why the subject cannot be measured at all.
     """
     try:
-        resources = _checked_resources(config)
+        prepared = _prepare(subject)
+        resources = _checked_resources(subject.task, config, prepared)
         if isinstance(resources, Reply):
             return resources
-        if prune and resources.spill_bytes > MAX_SPILL_BYTES:
+        if subject.prune and resources.spill_bytes > MAX_SPILL_BYTES:
             rule = f"spills {resources.spill_bytes} bytes a thread, over {MAX_SPILL_BYTES}"
             return Reply(outcome=Pruned(rule=rule), resources=resources)
-        times_us, coarse = [], []
-        for i, bench in enumerate(_state.benches):
-            limit_us = float("inf") if best_us is None else CLEARLY_BEHIND * best_us[i]
-            time_us, stopped = median_time_us(GraphTimer(bench.launches(config)), limit_us)
+        times_us: list[float] = []
+        coarse = []
+        for bench in prepared.benches:
+            limits_us = {}
+            if subject.prune and standings is not None:
+                limits_us = {
+                    replays: standings.limit_us(factor, times_us, subject.workload)
+                    for replays, factor in BEHIND.items()
+                }
+            time_us, stopped = median_time_us(GraphTimer(bench, config), limits_us)
             times_us.append(time_us)
             coarse.append(stopped)
         outcome = Measurement(times_us=tuple(times_us), coarse=any(coarse))
         return Reply(outcome=outcome, resources=resources)
+    except TooLargeError as error:
+        return f"the workload does not fit the GPU's memory: {error}"
     except OutOfResources as error:
         return Reply(outcome=Failure(kind="resources", message=str(error)[:300]))
     except torch.OutOfMemoryError as error:
@@ -139,32 +224,35 @@ def measure(config: Config, best_us: Sequence[float] | None, prune: bool) -> Rep
         return Reply(outcome=Failure(kind="crash", message=message), context_lost=True)
 
 
-def _checked_resources(config: Config) -> Resources | Reply:
+def _checked_resources(task: Task, config: Config, prepared: _Prepared) -> Resources | Reply:
     """The candidate's resources, or its failure if it computes the wrong thing."""
-    task, generator = _state.task, _state.generator
-    if task is None or generator is None:
-        raise RuntimeError("measure() before prepare()")
-    found = [compiled_resources(bench.launches(config)[0]()) for bench in _state.benches]
-    for walk in {bench.walk(config) for bench in _state.benches}:
-        wrong = difference_from_reference(task, config, walk, generator)
+    found = [compiled_resources(bench.launches(config)[0]()) for bench in prepared.benches]
+    for walk in {bench.walk(config) for bench in prepared.benches}:
+        wrong = difference_from_reference(task, config, walk, prepared.generator)
         if wrong is not None:
             return Reply(outcome=Failure(kind="wrong", message=wrong))
     registers, spill_bytes, smem_bytes = (max(column) for column in zip(*found, strict=True))
     return Resources(registers=registers, spill_bytes=spill_bytes, smem_bytes=smem_bytes)
 
 
-def remeasure(configs: Sequence[Config], rounds: int) -> list[list[tuple[float, ...] | Failure]]:
-    """Time configs against each other, interleaved; see Evaluator.remeasure."""
+def remeasure(
+    subject: Subject, configs: Sequence[Config], rounds: int
+) -> list[list[tuple[float, ...] | Failure]] | str:
+    """Time configs against each other, interleaved; see Evaluator.remeasure and measure."""
     timers: dict[Config, list[GraphTimer] | Failure] = {}
-    for config in configs:
-        if config not in timers:
+    try:
+        benches = _prepare(subject).benches
+        for config in dict.fromkeys(configs):
             try:
-                for bench in _state.benches:
-                    for launch in bench.launches(config):
-                        launch()
-                timers[config] = [GraphTimer(b.launches(config)) for b in _state.benches]
+                for bench in benches:
+                    bench.launches(config)[0]()  # loads it; a graph cannot
+                timers[config] = [GraphTimer(bench, config) for bench in benches]
             except OutOfResources as error:
                 timers[config] = Failure(kind="resources", message=str(error)[:300])
+    except TooLargeError as error:
+        return f"the workload does not fit the GPU's memory: {error}"
+    except RuntimeError as error:  # the context may be lost, and this process with it
+        raise SystemExit(str(error).splitlines()[0]) from error
     results: list[list[tuple[float, ...] | Failure]] = [[] for _ in configs]
     for turn in range(rounds + 1):
         for config, result in zip(configs, results, strict=True):

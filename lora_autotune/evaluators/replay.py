@@ -34,6 +34,11 @@ class ReplayEvaluator:
             raise EvaluatorError("nothing was submitted")
         return self._submitted.popleft()
 
+    def poll(self, wait_s: float, /) -> Trial | None:
+        """The trial that was submitted first; None when nothing was."""
+        del wait_s
+        return self._submitted.popleft() if self._submitted else None
+
     def remeasure(
         self, configs: Sequence[Config], /, *, rounds: int
     ) -> list[list[tuple[float, ...] | Failure]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,19 +18,25 @@ from lora_autotune.space import Config
 from lora_autotune.task import Instance, Task
 
 MAX_SETS = 64
-LAUNCHES = 8
-"""Fewest launches in a graph, so that starting the graph weighs little."""
+GRAPH_US = 500.0
+"""Least time that a graph of the first candidate takes, so that starting it weighs little."""
 
 REPLAYS = 9
-COARSE_REPLAYS = 2
+BEHIND = {2: 1.3, 4: 1.1}
+"""After so many replays a candidate whose cost is this many times the best's is not timed further.
+
+One replay varies by 0.1 to 2.5% on an H200: neither is within reach of a finalist.
+"""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Bench:
     """One instance of a task's workload, in device memory.
 
     Attributes:
         sets: operands to rotate over; together at least twice the L2, or MAX_SETS.
+        rotations: times that a graph goes through the sets; alike for every candidate, so that what
+            starting a graph costs is too. 0: to be found out by the first.
     """
 
     task: Task
@@ -37,6 +44,7 @@ class Bench:
     offsets: Tensor
     sets: Sequence[Operands]
     multiprocessors: int
+    rotations: int = 0
 
     def walk(self, config: Config) -> int:
         """Tiles that one program walks."""
@@ -73,7 +81,7 @@ def make_bench(
         )
 
     sets = [operands()]
-    count = min(MAX_SETS, max(2, -(-2 * l2_bytes // sets[0].nbytes)))
+    count = min(MAX_SETS, -(-2 * l2_bytes // sets[0].nbytes))
     sets += [operands() for _ in range(count - 1)]
     return Bench(
         task=task,
@@ -87,14 +95,20 @@ def make_bench(
 class GraphTimer:
     """A CUDA graph of launches that can be timed again and again."""
 
-    def __init__(self, launches: Sequence[Launch]) -> None:
-        repeats = -(-LAUNCHES // len(launches))
-        self._count = repeats * len(launches)
+    def __init__(self, bench: Bench, config: Config) -> None:
+        launches = bench.launches(config)
+        if bench.rotations == 0:
+            self._capture(launches)
+            self.time_us()  # warms up
+            bench.rotations = math.ceil(GRAPH_US / (self.time_us() * len(launches)))
+        self._capture(launches * bench.rotations)
+
+    def _capture(self, launches: Sequence[Launch]) -> None:
+        self._count = len(launches)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
-            for _ in range(repeats):
-                for launch in launches:
-                    launch()
+            for launch in launches:
+                launch()
 
     def time_us(self) -> float:
         """Microseconds of one launch, in one replay of the graph."""
@@ -107,17 +121,19 @@ class GraphTimer:
         return elapsed_ms * 1e3 / self._count
 
 
-def median_time_us(timer: GraphTimer, limit_us: float) -> tuple[float, bool]:
+def median_time_us(timer: GraphTimer, limits_us: Mapping[int, float]) -> tuple[float, bool]:
     """Median microseconds of one launch, and whether it stopped early.
 
-    The first replay warms up; after COARSE_REPLAYS more, a candidate that is over ``limit_us`` is
-    not measured further.
+    Args:
+        timer: what is timed; its first replay warms up.
+        limits_us: number of replays -> the time over which no more are made.
     """
     timer.time_us()
-    times_us = [timer.time_us() for _ in range(COARSE_REPLAYS)]
-    if min(times_us) > limit_us:
-        return min(times_us), True
-    times_us += [timer.time_us() for _ in range(REPLAYS - COARSE_REPLAYS)]
+    times_us: list[float] = []
+    while len(times_us) < REPLAYS:
+        times_us.append(timer.time_us())
+        if min(times_us) > limits_us.get(len(times_us), math.inf):
+            return statistics.median(times_us), True
     return statistics.median(times_us), False
 
 

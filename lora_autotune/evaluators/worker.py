@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import multiprocessing
 import os
 import signal
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +47,12 @@ class Worker:
 
     def __init__(self, setup: Callable[..., None], *args: Any) -> None:
         self._setup = (setup, args)
-        self._deadline_s = float("inf")
-        self._limit_s = float("inf")
+        self._limit = _Limit(wall_s=math.inf, cpu_s=math.inf)
         self.busy = False
         self._start()
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["lora_autotune.evaluators.preload"])
+        context = start_fork_server()
         self.connection, theirs = context.Pipe()
         descriptor, name = tempfile.mkstemp(prefix="lora-autotune-worker-")
         os.close(descriptor)
@@ -63,18 +64,32 @@ class Worker:
         self._process.start()
         theirs.close()
 
-    def submit(self, job: Callable[..., Any], *args: Any, timeout_s: float) -> None:
-        """Start a job; the clock runs from now."""
+    def submit(
+        self, job: Callable[..., Any], *args: Any, timeout_s: float, cpu_limit_s: float = math.inf
+    ) -> None:
+        """Start a job; the clocks run from now.
+
+        Args:
+            job: what to run.
+            args: what it is given.
+            timeout_s: seconds that it may take.
+            cpu_limit_s: seconds that it and its children may compute: a limit that a busy machine
+                does not shorten.
+        """
         self.busy = True
-        self._limit_s = timeout_s
-        self._deadline_s = time.monotonic() + timeout_s
+        self._limit = _Limit(wall_s=timeout_s, cpu_s=cpu_limit_s, leader=self._process.pid)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.connection.send((job, args))
 
     @property
     def remaining_s(self) -> float:
-        """Seconds until the job's limit; infinite when idle."""
-        return self._deadline_s - time.monotonic() if self.busy else float("inf")
+        """Seconds until :attr:`overdue` is worth asking; infinite when idle."""
+        return self._limit.remaining_s if self.busy else math.inf
+
+    @property
+    def overdue(self) -> bool:
+        """The job is over its limit; :meth:`result` will kill it."""
+        return self.busy and self._limit.exceeded()
 
     def result(self) -> Any:
         """What the job returned, or Died; blocks until the one or the other.
@@ -84,6 +99,8 @@ class Worker:
         """
         try:
             ready = self.connection.poll(max(0.0, self.remaining_s))
+            while not ready and not self.overdue:
+                ready = self.connection.poll(max(0.0, self.remaining_s))
             reply = self.connection.recv() if ready else None
         except (EOFError, ConnectionResetError):
             ready, reply = True, None
@@ -97,7 +114,7 @@ class Worker:
             self._process.join(5)
             died = Died(timed_out=False, message=self._obituary())
         else:
-            died = Died(timed_out=True, message=f"over its limit of {self._limit_s:.3g} s")
+            died = Died(timed_out=True, message=f"over its limit of {self._limit}")
         self.replace()
         return died
 
@@ -129,6 +146,62 @@ class Worker:
             how = f"killed by {signal.Signals(-code).name}"
         printed = self._printed.read_text(errors="replace").strip().splitlines()
         return f"the process died: {how}" + (f": {printed[-1][:200]}" if printed else "")
+
+
+class _Limit:
+    """When a job has had its time."""
+
+    def __init__(self, *, wall_s: float, cpu_s: float, leader: int | None = None) -> None:
+        self._wall_s = wall_s
+        self._cpu_s = cpu_s
+        self._leader = leader
+        self._deadline_s = time.monotonic() + wall_s
+        self._look_s = time.monotonic() + min(wall_s, cpu_s)
+        self._cpu_before_s = 0.0 if cpu_s == math.inf else _cpu_s([Path(f"/proc/{leader}/stat")])
+
+    def __str__(self) -> str:
+        computed = time.monotonic() < self._deadline_s
+        return f"{self._cpu_s:.3g} s of computing" if computed else f"{self._wall_s:.3g} s"
+
+    @property
+    def remaining_s(self) -> float:
+        return self._look_s - time.monotonic()
+
+    def exceeded(self) -> bool:
+        """True when it is over; else the next look is put off by what is left."""
+        now_s = time.monotonic()
+        if now_s < self._look_s:
+            return False
+        if now_s >= self._deadline_s:
+            return True
+        everyone = list(Path("/proc").glob("[0-9]*/stat"))
+        left_s = self._cpu_s - (_cpu_s(everyone, group=self._leader) - self._cpu_before_s)
+        if left_s <= 0:
+            return True
+        self._look_s = min(self._deadline_s, now_s + max(left_s, 0.05))
+        return False
+
+
+def _cpu_s(stats: Iterable[Path], *, group: int | None = None) -> float:
+    """Seconds that processes (those of a group) and their dead children have computed.
+
+    Fields 5 (process group) and 14 to 17 (clock ticks) of /proc/PID/stat: proc_pid_stat(5).
+    """
+    ticks = 0
+    for stat in stats:
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if group in (None, int(fields[2])):
+                ticks += sum(map(int, fields[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def start_fork_server() -> ForkServerContext:
+    """The context that workers start from; its server imports torch while we do other things."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lora_autotune.evaluators.preload"])
+    forkserver.ensure_running()
+    return context
 
 
 def _serve(

@@ -16,15 +16,15 @@ def _add_product(
     slice_offsets,
     rank,
     column,
+    tiles,
     OUTPUT_DIM: tl.constexpr,
     R: tl.constexpr,
     S: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    WALK: tl.constexpr,
 ):
     """Walk the output tiles of one program, slice by slice (nearly always one), x kept in place."""
-    end = tl.minimum(column + WALK * BLOCK_N, OUTPUT_DIM)
+    end = tl.minimum(column + tiles * BLOCK_N, OUTPUT_DIM)
     first_slice = 0
     end_slice = 1
     for i in tl.static_range(1, S):
@@ -72,7 +72,7 @@ def _add_product(
             tl.store(out_tile, new.to(old.dtype), mask=mask)
 
 
-@triton.jit(do_not_specialize=["num_segs"])
+@triton.jit(do_not_specialize=["num_segs", "walk"])
 def expand_kernel(
     x,
     weights,
@@ -85,27 +85,25 @@ def expand_kernel(
     scalings,
     slice_offsets,
     num_segs,
+    walk,
     OUTPUT_DIM: tl.constexpr,
     R: tl.constexpr,
     S: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    WALK: tl.constexpr,
 ):
-    """WALK tiles of ``output[rows] += scaling * x[rows, slice] @ weights[adapter, slice].T``.
+    """``walk`` tiles of ``output[rows] += scaling * x[rows, slice] @ weights[adapter, slice].T``.
 
     Shapes: x (s, S * R), weights (adapters, OUTPUT_DIM, R), output (s, >= OUTPUT_DIM) with inner
-    stride 1; programs run over (segment, WALK * BLOCK_N columns), columns fastest. Tiles are cut at
+    stride 1; the launch grid is (spans of walk * BLOCK_N columns, segments). Tiles are cut at
     multiples of BLOCK_N whatever the slices' widths, so that none is empty and every access is
     aligned; a tile that a slice boundary crosses is visited once for each slice, with the rows of
     ``weights`` outside the slice masked. An adapter of rank r reads slice i of x at columns
     [i * r, (i + 1) * r).
     """
-    SPAN: tl.constexpr = WALK * BLOCK_N
-    SPANS: tl.constexpr = (OUTPUT_DIM + SPAN - 1) // SPAN
-    segment = tl.program_id(0) // SPANS
-    column = tl.program_id(0) % SPANS * SPAN
+    column = tl.program_id(0) * walk * BLOCK_N
+    segment = tl.program_id(1)
     if segment >= num_segs:
         return
     start = tl.load(seg_indptr + segment)
@@ -129,10 +127,12 @@ def expand_kernel(
     if rank % 16 == 0:
         _add_product(
             x_rows, w_adapter, out_rows, live, scaling, slice_offsets, rank // 16 * 16, column,
-            OUTPUT_DIM, R, S, BLOCK_N, BLOCK_K, WALK,
+            walk, OUTPUT_DIM, R, S, BLOCK_N, BLOCK_K,
         )  # fmt: skip
     else:
+        # Element by element: narrow tiles keep this branch's code, and its compiling, small.
+        NARROW: tl.constexpr = min(BLOCK_N, 32)
         _add_product(
             x_rows, w_adapter, out_rows, live, scaling, slice_offsets, rank, column,
-            OUTPUT_DIM, R, S, BLOCK_N, BLOCK_K, WALK,
+            walk * (BLOCK_N // NARROW), OUTPUT_DIM, R, S, NARROW, BLOCK_K,
         )  # fmt: skip

@@ -25,23 +25,23 @@ class Launch:
 
     Attributes:
         kernel: the Triton function.
-        programs: programs on the launch grid.
+        grid: programs along each axis of the launch grid.
         args: its positional arguments.
         constants: its compile-time arguments, and the options that the config holds.
     """
 
     kernel: Any
-    programs: int
+    grid: tuple[int, ...]
     args: tuple[Any, ...]
     constants: Mapping[str, Any]
 
     def __call__(self) -> Any:
         """Launch on the current stream; returns the compiled kernel."""
-        return self.kernel[(self.programs,)](*self.args, **self.constants)
+        return self.kernel[self.grid](*self.args, **self.constants)
 
     def compile(self) -> Any:
         """Compile for the active driver's target without launching; tensors may be "meta"."""
-        return self.kernel.warmup(*self.args, grid=(self.programs,), **self.constants)
+        return self.kernel.warmup(*self.args, grid=self.grid, **self.constants)
 
 
 def shrink_launch(
@@ -56,7 +56,7 @@ def shrink_launch(
     columns = weights.shape[1]
     return Launch(
         kernel=shrink_kernel,
-        programs=batch.grid_segments * triton.cdiv(columns, config["BLOCK_N"]),
+        grid=(batch.grid_segments * triton.cdiv(columns, config["BLOCK_N"]),),
         args=(
             x,
             weights,
@@ -104,7 +104,7 @@ def expand_launch(
         walk = walk_length(tiles, batch.likely_segments, _multiprocessors(x.device))
     return Launch(
         kernel=expand_kernel,
-        programs=batch.grid_segments * triton.cdiv(tiles, walk),
+        grid=(triton.cdiv(tiles, walk), batch.grid_segments),
         args=(
             x,
             weights,
@@ -117,13 +117,13 @@ def expand_launch(
             batch.scalings,
             slice_offsets,
             batch.num_segs,
+            walk,
         ),
         constants={
             "OUTPUT_DIM": output_dim,
             "R": weights.shape[2],
             "S": slice_offsets.shape[0] - 1,
             "BLOCK_M": batch.chunk_size,
-            "WALK": walk,
             **config,
         },
     )

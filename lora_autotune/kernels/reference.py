@@ -54,7 +54,7 @@ def expand_reference(
         slice_offsets: (S + 1,), boundaries of the slices.
         output: (s, >= OUTPUT_DIM), what is accumulated into; not changed.
     """
-    result = output.double()
+    result = output.to(torch.float64, copy=True)
     offsets = slice_offsets.tolist()
     for rows, adapter, rank in _segments(batch):
         scaling = float(batch.scalings[adapter])

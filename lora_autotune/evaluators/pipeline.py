@@ -1,0 +1,298 @@
+"""The way of every candidate: waiting, compiling on one of many workers, measuring on the one GPU.
+
+The evaluators of all tasks that are being tuned share it, so that neither the compilers nor the GPU
+wait while anything is left to do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import wait
+from typing import Any
+
+from lora_autotune.errors import EvaluatorError
+from lora_autotune.evaluators import compiling, measuring
+from lora_autotune.evaluators.compiling import Compiled
+from lora_autotune.evaluators.measuring import Reply, Standings, Subject
+from lora_autotune.evaluators.worker import Died, Worker
+from lora_autotune.space import DEFAULT_CONFIGS, Config
+from lora_autotune.trial import (
+    Failure,
+    FailureKind,
+    Measurement,
+    Outcome,
+    Resources,
+    Trial,
+    relative_cost,
+)
+
+COMPILE_LIMIT_S = 2.0
+"""Seconds of computing that a candidate's compiling may take. On the shipped landscapes none within
+5% of the best took over 1.3 s, and a few take 10 to 24 s, which would hold up everything."""
+
+PATIENT_COMPILE_LIMIT_S = 30.0
+"""The same for a lane that wants every candidate measured; they wait until nothing else does."""
+
+COMPILE_TIMEOUT_S = 60.0
+"""Wall-clock limit of a compile, for one that hangs without computing."""
+
+MEASURE_TIMEOUT_S = 20.0
+REMEASURE_TIMEOUT_S = 180.0
+
+Rounds = list[list[tuple[float, ...] | Failure]]
+
+
+@dataclass(eq=False, slots=True)
+class Lane:
+    """One task's share of the pipeline.
+
+    Attributes:
+        subject: what its candidates are measured on.
+        patient: candidates that compile slowly are measured too, after all others.
+        finished: trials that nobody collected yet.
+        in_flight: candidates that are not finished.
+        trouble: why its candidates cannot be measured at all.
+    """
+
+    subject: Subject
+    patient: bool
+    finished: deque[Trial] = field(default_factory=deque)
+    in_flight: int = 0
+    trouble: str | None = None
+    compiled: set[Config] = field(default_factory=set)
+    default_us: tuple[float, ...] | None = None
+    fastest_us: tuple[float, ...] = ()
+    best_cost: float = math.inf
+
+    def standings(self) -> Standings | None:
+        """What the next candidate is compared with; None until the default was measured."""
+        if self.default_us is None:
+            return None
+        return Standings(
+            default_us=self.default_us, fastest_us=self.fastest_us, best_cost=self.best_cost
+        )
+
+    def learn(self, config: Config, outcome: Outcome) -> None:
+        """Keep the standings up to date."""
+        if not isinstance(outcome, Measurement):
+            return
+        times_us = outcome.times_us
+        if config == DEFAULT_CONFIGS[self.subject.task.kernel]:
+            self.default_us = times_us
+        self.fastest_us = tuple(map(min, times_us, self.fastest_us or times_us))
+        if self.default_us is not None:
+            cost = relative_cost(times_us, self.default_us, self.subject.workload)
+            self.best_cost = min(self.best_cost, cost)
+
+
+@dataclass(eq=False, slots=True)
+class _Candidate:
+    """A config on its way.
+
+    Attributes:
+        slow: it has been over the limit, and may take longer now.
+        timed: it is to be measured once it is compiled.
+        compiled: what came of compiling it.
+    """
+
+    lane: Lane
+    config: Config
+    slow: bool = False
+    timed: bool = True
+    compiled: Compiled | None = None
+
+
+@dataclass(eq=False, slots=True)
+class _Contest:
+    """Configs to be measured again, side by side."""
+
+    lane: Lane
+    configs: Sequence[Config]
+    rounds: int
+    results: Rounds | Died | str | None = None
+
+
+class Pipeline:
+    """The compile pool, the bench worker, and what is under way between them."""
+
+    def __init__(self, bench: Worker, compilers: Sequence[Worker]) -> None:
+        self._bench = bench
+        self._compilers = compilers
+        self._waiting: deque[_Candidate] = deque()
+        self._slow: deque[_Candidate] = deque()
+        self._compiling: dict[Worker, _Candidate] = {}
+        self._compiled: deque[_Candidate] = deque()
+        self._contests: deque[_Contest] = deque()
+        self._on_bench: _Candidate | _Contest | None = None
+
+    def submit(self, lane: Lane, config: Config) -> None:
+        """Send a candidate on its way; the default, which all are compared with, goes first."""
+        lane.in_flight += 1
+        candidate = _Candidate(lane, config)
+        if config == DEFAULT_CONFIGS[lane.subject.task.kernel]:
+            self._waiting.appendleft(candidate)
+        else:
+            self._waiting.append(candidate)
+        self._feed()
+
+    def abandon(self, lane: Lane) -> None:
+        """Forget what a task has under way."""
+        for queue in (self._waiting, self._slow, self._compiled):
+            kept = [candidate for candidate in queue if candidate.lane is not lane]
+            queue.clear()
+            queue.extend(kept)
+        for worker, candidate in list(self._compiling.items()):
+            if candidate.lane is lane:
+                worker.replace()
+                del self._compiling[worker]
+        self._contests = deque(one for one in self._contests if one.lane is not lane)
+        if self._on_bench is not None and self._on_bench.lane is lane:
+            self._bench.replace()
+            self._on_bench = None
+        lane.in_flight = 0
+        self._feed()
+
+    def pump(self, wait_s: float) -> None:
+        """Take in what the workers finish, once something happens or the time is over."""
+        busy = [worker for worker in (self._bench, *self._compiling) if worker.busy]
+        if not busy:
+            raise EvaluatorError("nothing was submitted")
+        patience_s = max(0.0, min(wait_s, *(worker.remaining_s for worker in busy)))
+        by_connection: dict[Any, Worker] = {worker.connection: worker for worker in busy}
+        ready = {by_connection[c] for c in wait(list(by_connection), patience_s)}
+        for worker in busy:
+            if worker in ready or worker.overdue:
+                self._receive(worker)
+        self._feed()
+
+    def remeasure(self, lane: Lane, configs: Sequence[Config], rounds: int) -> Rounds:
+        """Measure again, and wait for it; see Evaluator.remeasure."""
+        refused = self._compile_missing(lane, configs)
+        contest = _Contest(lane, [c for c in configs if c not in refused], rounds)
+        self._contests.append(contest)
+        self._feed()
+        while contest.results is None:
+            self.pump(math.inf)
+        if isinstance(contest.results, str):
+            raise EvaluatorError(contest.results, hint="tune on fewer --tokens")
+        if isinstance(contest.results, Died):
+            failure = _failure(contest.results, "crash", "while measuring again")
+            contest.results = [[failure] * rounds for _ in contest.configs]
+        results = iter(contest.results)
+        return [[refused[c]] * rounds if c in refused else next(results) for c in configs]
+
+    def _compile_missing(self, lane: Lane, configs: Sequence[Config]) -> dict[Config, Failure]:
+        """Compile what an earlier process measured; returns what cannot be compiled."""
+        missing = [config for config in dict.fromkeys(configs) if config not in lane.compiled]
+        candidates = [_Candidate(lane, config, slow=True, timed=False) for config in missing]
+        self._waiting.extendleft(candidates)
+        self._feed()
+        refused = {}
+        for candidate in candidates:
+            while candidate.compiled is None:
+                self.pump(math.inf)
+            if candidate.compiled.failure is not None:
+                refused[candidate.config] = candidate.compiled.failure
+        return refused
+
+    def _feed(self) -> None:
+        """Give every idle worker its next job."""
+        for worker in self._compilers:
+            queue = self._waiting or self._slow
+            if queue and worker not in self._compiling:
+                self._compile(worker, queue.popleft())
+        if self._on_bench is None and self._contests:
+            self._on_bench = contest = self._contests.popleft()
+            self._bench.submit(
+                measuring.remeasure,
+                contest.lane.subject,
+                contest.configs,
+                contest.rounds,
+                timeout_s=REMEASURE_TIMEOUT_S,
+            )
+        elif self._on_bench is None and self._compiled:
+            self._on_bench = candidate = self._compiled.popleft()
+            self._bench.submit(
+                measuring.measure,
+                candidate.lane.subject,
+                candidate.config,
+                candidate.lane.standings(),
+                timeout_s=MEASURE_TIMEOUT_S,
+            )
+
+    def _compile(self, worker: Worker, candidate: _Candidate) -> None:
+        self._compiling[worker] = candidate
+        subject = candidate.lane.subject
+        worker.submit(
+            compiling.compile_config,
+            subject.task,
+            subject.workload,
+            candidate.config,
+            timeout_s=COMPILE_TIMEOUT_S,
+            cpu_limit_s=PATIENT_COMPILE_LIMIT_S if candidate.slow else COMPILE_LIMIT_S,
+        )
+
+    def _receive(self, worker: Worker) -> None:
+        """Take in what a worker has finished, or how it ended."""
+        if worker in self._compiling:
+            self._receive_compiled(self._compiling.pop(worker), worker.result())
+            return
+        job, self._on_bench = self._on_bench, None
+        result = worker.result()
+        if isinstance(job, _Contest):
+            job.results = result
+        elif job is not None:
+            self._receive_measured(job, result)
+
+    def _receive_compiled(self, candidate: _Candidate, result: Compiled | Died) -> None:
+        if isinstance(result, Died):
+            if result.timed_out and candidate.lane.patient and not candidate.slow:
+                candidate.slow = True
+                self._slow.append(candidate)
+                return
+            result = Compiled(
+                compile_s=COMPILE_LIMIT_S if result.timed_out else 0.0,
+                failure=_failure(result, "compile", "while compiling"),
+            )
+        candidate.compiled = result
+        if result.failure is None:
+            candidate.lane.compiled.add(candidate.config)
+        if not candidate.timed:
+            return
+        if result.failure is None:
+            self._compiled.append(candidate)
+        else:
+            self._finish(candidate, result.failure)
+
+    def _receive_measured(self, candidate: _Candidate, result: Reply | str | Died) -> None:
+        if isinstance(result, Died):
+            self._finish(candidate, _failure(result, "crash", "while measuring"))
+        elif isinstance(result, str):
+            candidate.lane.trouble = result
+        else:
+            if result.context_lost:
+                self._bench.replace()
+            self._finish(candidate, result.outcome, result.resources)
+
+    def _finish(
+        self, candidate: _Candidate, outcome: Outcome, resources: Resources | None = None
+    ) -> None:
+        lane, compiled = candidate.lane, candidate.compiled
+        lane.in_flight -= 1
+        lane.learn(candidate.config, outcome)
+        lane.finished.append(
+            Trial(
+                config=candidate.config,
+                outcome=outcome,
+                compile_s=None if compiled is None else round(compiled.compile_s, 3),
+                resources=resources,
+            )
+        )
+
+
+def _failure(died: Died, kind: FailureKind, when: str) -> Failure:
+    """A worker's death as the failure of the candidate that it was at."""
+    return Failure(kind="timeout" if died.timed_out else kind, message=f"{when}: {died.message}")

@@ -1,0 +1,152 @@
+"""The search of one task: what was asked, what is known, and when it is enough."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Protocol
+
+from lora_autotune.evaluator import Evaluator
+from lora_autotune.space import DEFAULT_CONFIGS, Config
+from lora_autotune.strategy import Strategy
+from lora_autotune.trial import Measurement, Trial, relative_cost
+
+MAX_FRUITLESS_ASKS = 50
+"""Times that a strategy may answer with known configs only before it is taken to be stuck."""
+
+
+class Record(Protocol):
+    """Where trials are made durable; :class:`lora_autotune.journal.TaskRecord` is one."""
+
+    trials: list[Trial]
+
+    def append(self, trial: Trial) -> None:
+        """Returns once the trial is durable."""
+
+
+class Search:
+    """Keeps an evaluator busy with what a strategy asks for.
+
+    Attributes:
+        evaluator: evaluates the candidates.
+        known: every finished trial; with a cost once the default's times are known.
+        budget: most configs to evaluate.
+        spent: configs evaluated, those of the record included. A failure that was
+            foretold costs nothing and does not count.
+        stopped: why nothing more is asked for, None while something is.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        strategy: Strategy,
+        record: Record | None,
+        *,
+        budget: int,
+        timeout_s: float | None,
+    ) -> None:
+        self.evaluator = evaluator
+        self.known: dict[Config, Trial] = {}
+        self.budget = budget
+        self.spent = 0
+        self.stopped: str | None = None
+        self.started_s = time.monotonic()
+        self._strategy = strategy
+        self._record = record
+        self._deadline_s = self.started_s + (float("inf") if timeout_s is None else timeout_s)
+        self._in_flight: set[Config] = set()
+        self._untold: list[Trial] = []
+        self._baseline_us: tuple[float, ...] | None = None
+        self._fruitless = 0
+        default = DEFAULT_CONFIGS[evaluator.task.kernel]
+        for trial in [] if record is None else list(record.trials):
+            self._absorb(trial)
+        if default not in self.known:
+            self._submit(default)
+
+    @property
+    def busy(self) -> bool:
+        """Something is in flight."""
+        return bool(self._in_flight)
+
+    @property
+    def over(self) -> bool:
+        """Nothing is in flight, and nothing more is asked for."""
+        return self.stopped is not None and not self.busy
+
+    def ask(self, most_in_flight: int) -> None:
+        """Fill the evaluator up with what the strategy asks for."""
+        self.stopped = self._ask(min(most_in_flight, self.evaluator.capacity))
+        if self.stopped is None and not self.busy:
+            self.stopped = "the strategy has nothing more to ask"
+
+    def tell(self, trial: Trial) -> None:
+        """Make a finished trial durable, and learn from it."""
+        self._in_flight.discard(trial.config)
+        if self._record is not None:
+            self._record.append(trial)
+        self._absorb(trial)
+
+    def _ask(self, most_in_flight: int) -> str | None:
+        """Why no more may be asked, if so."""
+        while True:
+            if time.monotonic() >= self._deadline_s:
+                return "the time is up"
+            room = self.budget - self.spent - len(self._in_flight)
+            if room <= 0:
+                return "the budget is spent"
+            free = most_in_flight - len(self._in_flight)
+            if free <= 0:
+                return None
+            configs = self._strategy.ask(min(free, room))
+            fresh = 0
+            for config in configs:
+                if config in self.known:
+                    self._retell(self.known[config])
+                elif config not in self._in_flight:
+                    self._submit(config)
+                    fresh += 1
+            if fresh:
+                self._fruitless = 0
+                continue
+            self._fruitless += bool(configs)
+            if self._fruitless >= MAX_FRUITLESS_ASKS:
+                return "the strategy asks for known configs only"
+            if not configs or self._in_flight:
+                return None
+
+    def _submit(self, config: Config) -> None:
+        self._in_flight.add(config)
+        self.evaluator.submit(config)
+
+    def _absorb(self, trial: Trial) -> None:
+        """Remember a trial; the strategy hears of it once costs are known.
+
+        Costs are relative to the default's times, or to the first measured trial's where the
+        default does not run.
+        """
+        self.spent += not trial.foretold
+        self.known[trial.config] = trial
+        self._untold.append(trial)
+        default = self.known.get(DEFAULT_CONFIGS[self.evaluator.task.kernel])
+        if default is None:
+            return
+        if self._baseline_us is None:
+            candidates = [default, *self._untold]
+            outcomes = [t.outcome for t in candidates if isinstance(t.outcome, Measurement)]
+            self._baseline_us = outcomes[0].times_us if outcomes else None
+        for untold in self._untold:
+            priced = self._priced(untold)
+            self.known[untold.config] = priced
+            self._strategy.tell(priced)
+        self._untold.clear()
+
+    def _priced(self, trial: Trial) -> Trial:
+        if not isinstance(trial.outcome, Measurement) or self._baseline_us is None:
+            return trial
+        cost = relative_cost(trial.outcome.times_us, self._baseline_us, self.evaluator.workload)
+        return replace(trial, cost=cost)
+
+    def _retell(self, trial: Trial) -> None:
+        if trial not in self._untold:  # those are told once they have a cost
+            self._strategy.tell(trial)
