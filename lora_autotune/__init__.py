@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lora_autotune.strategy import Strategy, StrategyOptions, make_strategy
     from lora_autotune.task import Instance, Task, default_workload
     from lora_autotune.trial import Failure, Measurement, Pruned, Trial
-    from lora_autotune.tuner import Progress, TuningResult, tune, write_result
+    from lora_autotune.tuner import Job, Progress, TuningResult, tune, tune_all, write_result
 
 __version__ = "0.1.0"
 
@@ -43,7 +43,7 @@ _HOMES = {
     "strategy": ("Strategy", "StrategyOptions", "make_strategy"),
     "task": ("Instance", "Task", "default_workload"),
     "trial": ("Failure", "Measurement", "Pruned", "Trial"),
-    "tuner": ("Progress", "TuningResult", "tune", "write_result"),
+    "tuner": ("Job", "Progress", "TuningResult", "tune", "tune_all", "write_result"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -55,6 +55,7 @@ __all__ = [
     "Evaluator",
     "Failure",
     "Instance",
+    "Job",
     "LoraAutotuneError",
     "Measurement",
     "Platform",
@@ -75,6 +76,7 @@ __all__ = [
     "make_strategy",
     "named_space",
     "tune",
+    "tune_all",
     "write_result",
 ]
 

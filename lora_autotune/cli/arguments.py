@@ -137,6 +137,9 @@ def make_parser() -> argparse.ArgumentParser:
     check.add_argument("paths", nargs="+", type=Path, metavar="PATH")
 
     command("strategies", "inspecting", "The strategies that are installed, plug-ins included.")
+
+    doctor = command("doctor", "doctor", "What this machine has, what is wrong, and what to do.")
+    doctor.add_argument("--json", action="store_true", help="the same facts, one object")
     commands.metavar = "|".join(commands.choices)
     return parser
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from types import TracebackType
 
 from lora_autotune.errors import EvaluatorError
 from lora_autotune.evaluator import Platform
-from lora_autotune.evaluators import compiling, measuring
+from lora_autotune.evaluators import compiling, cores, measuring
 from lora_autotune.evaluators.bounds import foretold_failure
 from lora_autotune.evaluators.gpu import Gpu
 from lora_autotune.evaluators.measuring import Subject
@@ -22,7 +21,6 @@ from lora_autotune.task import Task, Workload
 from lora_autotune.trial import Failure, Trial
 
 SETUP_TIMEOUT_S = 180.0
-MAX_COMPILE_WORKERS = 14
 
 
 class CudaMachine:
@@ -50,7 +48,7 @@ class CudaMachine:
             )
         self.gpu = found
         self.platform = Platform(device=found.name, triton=found.triton)
-        count = compile_workers or min(MAX_COMPILE_WORKERS, max(1, _cores() - 1))
+        count = compile_workers or cores.compile_workers()
         self.compilers = [Worker(compiling.set_up, found, self._cache_dir) for _ in range(count)]
         self._pipeline = Pipeline(self.bench, self.compilers)
 
@@ -67,7 +65,10 @@ class CudaMachine:
 
     def close(self) -> None:
         """End every worker and remove what they compiled."""
-        for worker in [self.bench, *self.compilers]:
+        workers = [self.bench, *self.compilers]
+        for worker in workers:
+            worker.kill()
+        for worker in workers:
             worker.close()
         shutil.rmtree(self._cache_dir, ignore_errors=True)
 
@@ -141,7 +142,3 @@ class CudaEvaluator:
     def close(self) -> None:
         """Abandon what was submitted; the machine stays."""
         self._pipeline.abandon(self._lane)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))

@@ -239,20 +239,25 @@ def remeasure(
     subject: Subject, configs: Sequence[Config], rounds: int
 ) -> list[list[tuple[float, ...] | Failure]] | str:
     """Time configs against each other, interleaved; see Evaluator.remeasure and measure."""
-    timers: dict[Config, list[GraphTimer] | Failure] = {}
     try:
-        benches = _prepare(subject).benches
-        for config in dict.fromkeys(configs):
-            try:
-                for bench in benches:
-                    bench.launches(config)[0]()  # loads it; a graph cannot
-                timers[config] = [GraphTimer(bench, config) for bench in benches]
-            except OutOfResources as error:
-                timers[config] = Failure(kind="resources", message=str(error)[:300])
+        return _interleaved(_prepare(subject).benches, configs, rounds)
     except TooLargeError as error:
         return f"the workload does not fit the GPU's memory: {error}"
     except RuntimeError as error:  # the context may be lost, and this process with it
         raise SystemExit(str(error).splitlines()[0]) from error
+
+
+def _interleaved(
+    benches: Sequence[Bench], configs: Sequence[Config], rounds: int
+) -> list[list[tuple[float, ...] | Failure]]:
+    timers: dict[Config, list[GraphTimer] | Failure] = {}
+    for config in dict.fromkeys(configs):
+        try:
+            for bench in benches:
+                bench.launches(config)[0]()  # loads it; a graph cannot
+            timers[config] = [GraphTimer(bench, config) for bench in benches]
+        except OutOfResources as error:
+            timers[config] = Failure(kind="resources", message=str(error)[:300])
     results: list[list[tuple[float, ...] | Failure]] = [[] for _ in configs]
     for turn in range(rounds + 1):
         for config, result in zip(configs, results, strict=True):

@@ -95,6 +95,7 @@ class _Candidate:
     Attributes:
         slow: it has been over the limit, and may take longer now.
         timed: it is to be measured once it is compiled.
+        killed: somebody killed the worker that had it; one more such death is its own failure.
         compiled: what came of compiling it.
     """
 
@@ -102,16 +103,18 @@ class _Candidate:
     config: Config
     slow: bool = False
     timed: bool = True
+    killed: bool = False
     compiled: Compiled | None = None
 
 
 @dataclass(eq=False, slots=True)
 class _Contest:
-    """Configs to be measured again, side by side."""
+    """Configs to be measured again, side by side; ``killed`` as for a candidate."""
 
     lane: Lane
     configs: Sequence[Config]
     rounds: int
+    killed: bool = False
     results: Rounds | Died | str | None = None
 
 
@@ -153,6 +156,7 @@ class Pipeline:
             self._bench.replace()
             self._on_bench = None
         lane.in_flight = 0
+        lane.finished.clear()
         self._feed()
 
     def pump(self, wait_s: float) -> None:
@@ -243,18 +247,25 @@ class Pipeline:
         job, self._on_bench = self._on_bench, None
         result = worker.result()
         if isinstance(job, _Contest):
-            job.results = result
+            if _deserves_another_try(job, result):
+                self._contests.appendleft(job)
+            else:
+                job.results = result
         elif job is not None:
             self._receive_measured(job, result)
 
     def _receive_compiled(self, candidate: _Candidate, result: Compiled | Died) -> None:
         if isinstance(result, Died):
+            if _deserves_another_try(candidate, result):
+                self._waiting.appendleft(candidate)
+                return
             if result.timed_out and candidate.lane.patient and not candidate.slow:
                 candidate.slow = True
                 self._slow.append(candidate)
                 return
+            limit_s = PATIENT_COMPILE_LIMIT_S if candidate.slow else COMPILE_LIMIT_S
             result = Compiled(
-                compile_s=COMPILE_LIMIT_S if result.timed_out else 0.0,
+                compile_s=limit_s if result.timed_out else 0.0,
                 failure=_failure(result, "compile", "while compiling"),
             )
         candidate.compiled = result
@@ -268,7 +279,9 @@ class Pipeline:
             self._finish(candidate, result.failure)
 
     def _receive_measured(self, candidate: _Candidate, result: Reply | str | Died) -> None:
-        if isinstance(result, Died):
+        if _deserves_another_try(candidate, result):
+            self._compiled.appendleft(candidate)
+        elif isinstance(result, Died):
             self._finish(candidate, _failure(result, "crash", "while measuring"))
         elif isinstance(result, str):
             candidate.lane.trouble = result
@@ -291,6 +304,18 @@ class Pipeline:
                 resources=resources,
             )
         )
+
+
+def _deserves_another_try(job: _Candidate | _Contest, result: object) -> bool:
+    """Whether its worker was killed from outside (by hand, for want of memory) for the first time.
+
+    Else a candidate would be out for good, and a default or a contest that it hits would leave
+    nothing to choose by.
+    """
+    if not isinstance(result, Died) or not result.killed or job.killed:
+        return False
+    job.killed = True
+    return True
 
 
 def _failure(died: Died, kind: FailureKind, when: str) -> Failure:

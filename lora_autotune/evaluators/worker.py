@@ -35,10 +35,12 @@ class Died:
 
     Attributes:
         timed_out: True when it was killed at its time limit.
+        killed: True when somebody else killed it (SIGKILL): that says nothing about the job.
         message: how it ended, with the last line that it printed.
     """
 
     timed_out: bool
+    killed: bool = False
     message: str
 
 
@@ -102,7 +104,7 @@ class Worker:
             while not ready and not self.overdue:
                 ready = self.connection.poll(max(0.0, self.remaining_s))
             reply = self.connection.recv() if ready else None
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):  # OSError: it died in the middle of its reply
             ready, reply = True, None
         self.busy = False
         if reply is not None:
@@ -112,7 +114,8 @@ class Worker:
             return value
         if ready:
             self._process.join(5)
-            died = Died(timed_out=False, message=self._obituary())
+            killed = self._process.exitcode == -signal.SIGKILL
+            died = Died(timed_out=False, killed=killed, message=self._obituary())
         else:
             died = Died(timed_out=True, message=f"over its limit of {self._limit}")
         self.replace()
@@ -128,14 +131,18 @@ class Worker:
         self.close()
         self._start()
 
-    def close(self) -> None:
-        """Kill the process with all its children."""
-        self.busy = False
+    def kill(self) -> None:
+        """Kill the process with all its children, and do not wait until they are gone."""
         if self._process.pid is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.kill()
-            self._process.join()
+
+    def close(self) -> None:
+        """Kill the process with all its children."""
+        self.busy = False
+        self.kill()
+        self._process.join()
         self.connection.close()
         self._printed.unlink(missing_ok=True)
 
