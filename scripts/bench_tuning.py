@@ -1,0 +1,190 @@
+"""How long tuning takes, and whether its winners are worth it: ours against the published protocol.
+
+    bench_tuning.py [reference] [wide] [model] [--out FILE]
+
+reference: the reference grid of two tasks, by `grid` and by the published protocol.
+wide:      the same two tasks, by the default strategy on the wide space, by brute force on it, and
+           by the protocol on the reference grid.
+model:     all of Qwen3-0.6B at rank 64 by the default strategy on the wide space; for some of its
+           tasks the reference grid as well.
+
+Every side is a process of its own with a cold Triton cache; its wall-clock time includes starting
+Python, torch and the compile pool. Then each side's winner and the default are measured again,
+interleaved, by our timing. Without a name all three are run: about five minutes on one H200.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from task_words import to_word
+
+from lora_autotune.evaluators.cuda import CudaMachine
+from lora_autotune.model import load_model_shape, tasks_for
+from lora_autotune.space import DEFAULT_CONFIGS, Config
+from lora_autotune.task import Task, default_workload
+from lora_autotune.trial import relative_cost
+
+SCRIPTS = Path(__file__).resolve().parent
+MODEL, RANK = "Qwen3-0.6B", 64
+ROUNDS = 31
+PAIR = (
+    Task(kernel="shrink", K=1024, R=RANK, S=3, chunk_size=64),
+    Task(kernel="expand", K=4096, R=RANK, S=3, chunk_size=64, slice_offsets=(0, 2048, 3072, 4096)),
+)
+Found = dict[Task, Config]
+Winners = dict[str, Found]
+
+
+class Bench:
+    """Runs the sides and keeps what they took."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def side(self, name: str, *words: str) -> list[dict[str, Any]]:
+        """Run a command on a cold cache; returns the JSON objects that it prints."""
+        with tempfile.TemporaryDirectory() as folder:
+            environment = {
+                **os.environ,
+                "TRITON_CACHE_DIR": f"{folder}/cache",
+                "PYTHONPATH": os.pathsep.join(
+                    [str(SCRIPTS.parent), os.environ.get("PYTHONPATH", "")]
+                ),
+            }
+            started_s = time.perf_counter()
+            done = subprocess.run(
+                [sys.executable, *(word.replace("FOLDER", folder) for word in words)],
+                env=environment,
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+            )
+            wall_s = time.perf_counter() - started_s
+        found = [json.loads(line) for line in done.stdout.splitlines()]
+        self.rows.append(
+            {
+                "side": name,
+                "wall_s": round(wall_s, 2),
+                "tasks": len(found),
+                "trials": sum(one["trials"] for one in found),
+                "failures": sum(one["failures"] for one in found),
+            }
+        )
+        print(f"{name}: {wall_s:.1f} s", file=sys.stderr, flush=True)
+        return found
+
+    def winners(self, name: str, tasks: Sequence[Task], script: str, *words: str) -> Found:
+        """Each task's winner by a script that takes tasks, in one process."""
+        described = [to_word(task) for task in tasks]
+        found = self.side(name, str(SCRIPTS / script), *words, *described)
+        pairs = zip(tasks, found, strict=True)
+        return {task: Config.from_dict(one["config"]) for task, one in pairs}
+
+
+def _of_model(name: str, bench: Bench) -> Found:
+    tasks = tasks_for(load_model_shape(MODEL), rank=RANK)
+    words = ["-m", "lora_autotune", "tune", "--model", MODEL, "--rank", str(RANK), "--json"]
+    found = bench.side(name, *words, "--out", "FOLDER/out")
+    entries = {(one["kernel"], one["K"], one["S"], one["chunk_size"]): one for one in found}
+    return {
+        task: Config.from_dict(entries[task.kernel, task.K, task.S, task.chunk_size]["config"])
+        for task in tasks
+    }
+
+
+def side_by_side(winners: Winners) -> list[dict[str, Any]]:
+    """Every side's winner of a task and the default, interleaved: costs (1.0: the default's)."""
+    tasks = dict.fromkeys(task for found in winners.values() for task in found)
+    rows = []
+    with CudaMachine() as machine:
+        for task in tasks:
+            sides = {name: found[task] for name, found in winners.items() if task in found}
+            default = DEFAULT_CONFIGS[task.kernel]
+            configs = [default, *sides.values(), default]
+            workload = default_workload(task.chunk_size)
+            evaluator = machine.evaluator(task, workload)
+            first, *series, last = evaluator.remeasure(configs, rounds=ROUNDS)
+            base = [
+                tuple((a + b) / 2 for a, b in zip(*pair, strict=True))
+                for pair in zip(first, last, strict=True)
+            ]
+            noise = median(
+                abs(relative_cost(b, a, workload) - 1) for a, b in zip(first, last, strict=True)
+            )
+            row: dict[str, Any] = {"task": str(task), "noise": noise}
+            for name, times in zip(sides, series, strict=True):
+                costs = [relative_cost(t, b, workload) for t, b in zip(times, base, strict=True)]
+                us = [median(column) for column in zip(*times, strict=True)]
+                row[name] = {"cost": median(costs), "us": us, "config": str(sides[name])}
+            row["default_us"] = [median(column) for column in zip(*base, strict=True)]
+            rows.append(row)
+    return rows
+
+
+def show(bench: Bench, rows: Sequence[Mapping[str, Any]]) -> None:
+    console = Console(width=150)
+    table = Table("side", "wall s", "tasks", "trials", "failures")
+    for row in bench.rows:
+        table.add_row(*(str(row[key]) for key in ("side", "wall_s", "tasks", "trials", "failures")))
+    console.print(table)
+    table = Table("task", "side", "us", "cost against the default", "config", "noise")
+    for row in rows:
+        for name, found in row.items():
+            if isinstance(found, dict):
+                us = " ".join(f"{time:.1f}" for time in found["us"])
+                table.add_row(
+                    row["task"],
+                    name,
+                    us,
+                    f"{found['cost']:.4f}",
+                    found["config"],
+                    f"{row['noise']:.4f}",
+                )
+    console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("jobs", nargs="*", help="reference, wide, model; default: all")
+    parser.add_argument("--out", type=Path, help="everything as JSON")
+    arguments = parser.parse_args()
+    jobs = arguments.jobs or ["reference", "wide", "model"]
+    if unknown := set(jobs) - {"reference", "wide", "model"}:
+        parser.error(f"unknown job {unknown.pop()} (allowed: reference, wide, model)")
+    bench, winners = Bench(), Winners()
+    on_reference = ("--strategy", "grid", "--space", "reference")
+
+    def add(name: str, tasks: Sequence[Task], script: str, *words: str) -> None:
+        winners[name] = bench.winners(name, tasks, script, *words)
+
+    if {"reference", "wide"} & set(jobs):
+        add("protocol, reference", PAIR, "published_protocol.py")
+    if "reference" in jobs:
+        add("grid, reference", PAIR, "tune_tasks.py", *on_reference)
+    if "wide" in jobs:
+        add("auto, wide", PAIR, "tune_tasks.py")
+        add("brute force, wide", PAIR, "tune_tasks.py", "--strategy", "grid")
+    if "model" in jobs:
+        winners["model"] = found = _of_model("model", bench)
+        add("model, reference", list(found)[::3], "tune_tasks.py", *on_reference)
+    rows = side_by_side(winners)
+    show(bench, rows)
+    if arguments.out is not None:
+        arguments.out.write_text(json.dumps({"sides": bench.rows, "winners": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
