@@ -25,6 +25,7 @@ from lora_autotune.trial import (
     Resources,
     Trial,
     relative_cost,
+    tuning_cost,
 )
 
 VERSION = 1
@@ -48,15 +49,17 @@ class Landscape:
     note: Mapping[str, Any] = field(default_factory=dict)
 
     def cost(self, config: Config) -> float | None:
-        """Time relative to the default's, weighted; None for a config that failed.
+        """What a search would be told, see :func:`tuning_cost`; None for a config that failed.
 
-        Where the default failed, the first config that did not stands in for it.
+        Where the default failed, its time is relative to the first config that did not.
         """
         outcome = self.trials[config].outcome
         if not isinstance(outcome, Measurement):
             return None
-        default = self.trials[DEFAULT_CONFIGS[self.task.kernel]]
-        outcomes = (trial.outcome for trial in (default, *self.trials.values()))
+        default = self.trials[DEFAULT_CONFIGS[self.task.kernel]].outcome
+        if isinstance(default, Measurement):
+            return tuning_cost(outcome.times_us, default.times_us, self.workload)
+        outcomes = (trial.outcome for trial in self.trials.values())
         baseline = next(one for one in outcomes if isinstance(one, Measurement))
         return relative_cost(outcome.times_us, baseline.times_us, self.workload)
 

@@ -9,7 +9,7 @@ from typing import Protocol
 from lora_autotune.evaluator import Evaluator
 from lora_autotune.space import DEFAULT_CONFIGS, Config
 from lora_autotune.strategy import Strategy
-from lora_autotune.trial import Measurement, Trial, relative_cost
+from lora_autotune.trial import Measurement, Trial, relative_cost, tuning_cost
 
 MAX_FRUITLESS_ASKS = 50
 """Times that a strategy may answer with known configs only before it is taken to be stuck."""
@@ -125,7 +125,8 @@ class Search:
         Costs are relative to the default's times, or to the first measured trial's where the
         default does not run.
         """
-        self.spent += not trial.foretold
+        # Two runs that share a record may both have measured a config: it was spent on once.
+        self.spent += trial.config not in self.known and not trial.foretold
         self.known[trial.config] = trial
         self._untold.append(trial)
         default = self.known.get(DEFAULT_CONFIGS[self.evaluator.task.kernel])
@@ -144,7 +145,9 @@ class Search:
     def _priced(self, trial: Trial) -> Trial:
         if not isinstance(trial.outcome, Measurement) or self._baseline_us is None:
             return trial
-        cost = relative_cost(trial.outcome.times_us, self._baseline_us, self.evaluator.workload)
+        default = self.known[DEFAULT_CONFIGS[self.evaluator.task.kernel]]
+        price = tuning_cost if isinstance(default.outcome, Measurement) else relative_cost
+        cost = price(trial.outcome.times_us, self._baseline_us, self.evaluator.workload)
         return replace(trial, cost=cost)
 
     def _retell(self, trial: Trial) -> None:

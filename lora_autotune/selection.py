@@ -14,15 +14,19 @@ from statistics import median
 from lora_autotune.evaluator import Evaluator
 from lora_autotune.space import DEFAULT_CONFIGS, Config
 from lora_autotune.task import Workload
-from lora_autotune.trial import Failure, Measurement, Trial, relative_cost
+from lora_autotune.trial import (
+    MAX_REGRESSION,
+    Failure,
+    Measurement,
+    Trial,
+    relative_cost,
+)
 
 FINALISTS = 5
 ROUNDS = 11
 MIN_ROUNDS = 7
 """With fewer rounds not even a winner of all of them passes the sign test."""
 MAX_SIGN_TEST_P = 0.01
-MAX_REGRESSION = 0.02
-"""How much slower than the default a winner may be on any one instance of the workload."""
 
 Times = tuple[float, ...]
 Rounds = list[Times | Failure]
@@ -79,12 +83,6 @@ def fine_trials(trials: Iterable[Trial]) -> list[Trial]:
     return sorted(fine, key=lambda trial: trial.cost if trial.cost is not None else math.inf)
 
 
-def _regression(trial: Trial, default_us: Times) -> float:
-    """The most that a measured trial is slower than the default on one instance."""
-    times_us = trial.outcome.times_us if isinstance(trial.outcome, Measurement) else ()
-    return max(us / base for us, base in zip(times_us, default_us, strict=True)) - 1
-
-
 def select(
     evaluator: Evaluator,
     trials: Sequence[Trial],
@@ -109,8 +107,6 @@ def select(
     fine = [trial for trial in fine_trials(trials) if trial.config != default]
     if not isinstance(outcome, Measurement):
         return _fastest(evaluator, [trial.config for trial in fine[:finalists]], rounds)
-    # What lost on an instance in the search would lose again: it only fills up empty places.
-    fine.sort(key=lambda trial: _regression(trial, outcome.times_us) > MAX_REGRESSION)
     best = [trial.config for trial in fine[:finalists]]
     if not best:
         return _default_stands(default, outcome.times_us, "nothing else could be measured")

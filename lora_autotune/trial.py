@@ -13,6 +13,12 @@ FailureKind = Literal["compile", "timeout", "resources", "crash", "wrong", "memo
 more shared memory, registers or threads than the device has; it crashed its process or the CUDA
 context; its result differs from the reference; the device ran out of memory."""
 
+MAX_REGRESSION = 0.02
+"""How much slower than the default a winner may be on any one instance of the workload."""
+
+REGRESSION_PRICE = 2.0
+"""Cost of each unit that a config is slower than that: more than any instance's weight can give."""
+
 FAILURE_KINDS: tuple[str, ...] = get_args(FailureKind)
 
 
@@ -75,8 +81,8 @@ class Trial:
     Attributes:
         config: the configuration.
         outcome: its measurement, its failure, or the rule that pruned it.
-        cost: what a strategy minimises: the weighted mean over the workload's instances of the
-            time relative to the default's (1.0: as fast as the default). None without times.
+        cost: what a strategy minimises, see :func:`tuning_cost` (1.0: the default's). None without
+            times.
         compile_s: seconds that compiling took, None when unknown.
         resources: what the compiled kernel needs, None when unknown.
         foretold: its failure was certain before it was compiled; it cost nothing.
@@ -103,6 +109,20 @@ def relative_cost(
         for instance, time, base in zip(workload, times_us, baseline_us, strict=True)
     )
     return sum(ratios) / total
+
+
+def tuning_cost(
+    times_us: tuple[float, ...], default_us: tuple[float, ...], workload: Workload
+) -> float:
+    """What strategies minimise: the relative cost, and a price for losing on an instance.
+
+    A winner may lose no more than MAX_REGRESSION on any instance. What loses more is charged
+    REGRESSION_PRICE times the excess: a search that only saw the mean would spend itself on configs
+    that cannot win, and the price tells it how far from allowed each is.
+    """
+    worst = max(time / base for time, base in zip(times_us, default_us, strict=True))
+    excess = max(0.0, worst - 1 - MAX_REGRESSION)
+    return relative_cost(times_us, default_us, workload) + REGRESSION_PRICE * excess
 
 
 def mean_time_us(times_us: tuple[float, ...], workload: Workload) -> float:

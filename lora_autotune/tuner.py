@@ -200,7 +200,7 @@ def tune_all(
 
     Args:
         jobs: the tasks; each is taken from the iterable when its turn comes.
-        at_once: most tasks under way.
+        at_once: most tasks under way; at most as many more wait until their finalists are measured.
         strategy: a strategy for a single job, or the name of one.
         trials: see :func:`tune`, as for the rest.
         timeout_s: for each task, from its start.
@@ -210,6 +210,8 @@ def tune_all(
         on_progress: told of every task.
     """
     _check_numbers(trials, timeout_s, finalists, rounds)
+    if at_once < 1:
+        raise UsageError(f"{at_once} tasks at once", hint="1 or more")
     if isinstance(strategy, str):
         strategy_factory(strategy)  # an unknown name costs nothing yet
     waiting = iter(jobs)
@@ -225,7 +227,8 @@ def tune_all(
         report(job, "search")
 
     def fill() -> None:
-        for job in islice(waiting, at_once - sum(not s.over for s in searches.values())):
+        running = sum(not search.over for search in searches.values())
+        for job in islice(waiting, min(at_once - running, 2 * at_once - len(searches))):
             begin(job)
         share = _share(searches)
         for search in searches.values():

@@ -240,9 +240,12 @@ def test_the_cost_weighs_the_instances(tmp_path):
         tmp_path,
         {**HEADER, "instances": instances},
         {**DEFAULT, "times_us": [10, 100]},
-        {**MEASURED, "times_us": [5, 200]},
+        {**MEASURED, "times_us": [5, 102]},
+        {"config": SECOND, "times_us": [5, 200]},
     )
-    assert landscape.cost(Config(**FIRST)) == pytest.approx((3 * 0.5 + 1 * 2.0) / 4)
+    assert landscape.cost(Config(**FIRST)) == pytest.approx((3 * 0.5 + 1 * 1.02) / 4)
+    # What loses on an instance costs more than its mean: it could not win.
+    assert landscape.cost(Config(**SECOND)) == pytest.approx((3 * 0.5 + 1 * 2.0) / 4 + 2 * 0.98)
 
 
 @st.composite

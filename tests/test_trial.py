@@ -12,6 +12,7 @@ from lora_autotune.space import Config
 from lora_autotune.task import Instance
 from lora_autotune.trial import (
     FAILURE_KINDS,
+    MAX_REGRESSION,
     Failure,
     Measurement,
     Pruned,
@@ -19,6 +20,7 @@ from lora_autotune.trial import (
     Trial,
     mean_time_us,
     relative_cost,
+    tuning_cost,
 )
 
 TIME_US = st.floats(0.1, 1e6)
@@ -60,6 +62,23 @@ def test_a_mean_lies_between_its_extremes(batches):
     cost = relative_cost(times_us, baseline_us, workload)
     assert min(ratios) / slack <= cost <= max(ratios) * slack
     assert min(times_us) / slack <= mean_time_us(times_us, workload) <= max(times_us) * slack
+
+
+@given(BATCHES)
+def test_what_loses_nowhere_costs_its_mean_and_what_loses_more_than_that(batches):
+    times_us, default_us, workload = unzip(batches)
+    worst = max(a / b for a, b in zip(times_us, default_us, strict=True))
+    price = tuning_cost(times_us, default_us, workload)
+    mean = relative_cost(times_us, default_us, workload)
+    assert price == pytest.approx(mean + 2.0 * max(0.0, worst - 1 - MAX_REGRESSION))
+
+
+@given(BATCHES)
+def test_losing_more_on_an_instance_never_pays(batches):
+    times_us, default_us, workload = unzip(batches)
+    slower_us = (times_us[0] * 1.1, *times_us[1:])
+    before, after = (tuning_cost(t, default_us, workload) for t in (times_us, slower_us))
+    assert after > before
 
 
 @pytest.mark.parametrize("times_us", [(), (1.0,), (1.0, 2.0, 3.0)])

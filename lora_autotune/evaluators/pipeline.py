@@ -26,7 +26,7 @@ from lora_autotune.trial import (
     Outcome,
     Resources,
     Trial,
-    relative_cost,
+    tuning_cost,
 )
 
 COMPILE_LIMIT_S = 2.0
@@ -84,7 +84,7 @@ class Lane:
             self.default_us = times_us
         self.fastest_us = tuple(map(min, times_us, self.fastest_us or times_us))
         if self.default_us is not None:
-            cost = relative_cost(times_us, self.default_us, self.subject.workload)
+            cost = tuning_cost(times_us, self.default_us, self.subject.workload)
             self.best_cost = min(self.best_cost, cost)
 
 
