@@ -51,6 +51,8 @@ class StrategyFactory(Protocol):
 
 
 _BUILT_IN: Mapping[str, str] = {
+    "auto": "lora_autotune.strategies.gp:GPStrategy",
+    "gp": "lora_autotune.strategies.gp:GPStrategy",
     "grid": "lora_autotune.strategies.grid:GridStrategy",
     "random": "lora_autotune.strategies.random:RandomStrategy",
     "tpe": "lora_autotune.strategies.tpe:TPEStrategy",
@@ -59,7 +61,7 @@ _BUILT_IN: Mapping[str, str] = {
 
 def strategy_names() -> dict[str, str]:
     """Name -> where it comes from ("built in", or the plug-in's distribution and object)."""
-    names = dict.fromkeys(_BUILT_IN, "built in")
+    names = dict.fromkeys(_BUILT_IN, "built in") | {"auto": "built in: gp"}
     for point in entry_points(group=ENTRY_POINT_GROUP):
         origin = point.dist.name if point.dist is not None else "unknown distribution"
         names.setdefault(point.name, f"{origin} ({point.value})")

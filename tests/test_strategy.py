@@ -25,7 +25,7 @@ def test_the_built_in_strategies_are_found_by_name(name, factory):
 def test_an_unknown_name_is_answered_with_the_known_ones(name):
     with pytest.raises(UsageError, match="no strategy") as caught:
         make_strategy(name, SPACE)
-    assert caught.value.hint.startswith("installed: grid, random, tpe")
+    assert caught.value.hint.startswith("installed: auto, gp, grid, random, tpe")
 
 
 def test_seed_and_options_reach_the_strategy():
