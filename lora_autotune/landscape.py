@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from lora_autotune.errors import LandscapeError, UsageError
 from lora_autotune.evaluator import Platform
 from lora_autotune.space import DEFAULT_CONFIGS, Config, SearchSpace
-from lora_autotune.task import Instance, Task, Workload
+from lora_autotune.task import LARGEST_GRAPH_BATCH, Instance, Task, Workload
 from lora_autotune.trial import (
     Failure,
     Measurement,
@@ -114,10 +114,7 @@ def write_landscape(path: Path, landscape: Landscape) -> None:
         "landscape": VERSION,
         **_identity(landscape.task, landscape.platform),
         "space": {name: list(values) for name, values in landscape.space.axes.items()},
-        "instances": [
-            {"tokens": i.tokens, "adapters": i.adapters, "weight": i.weight}
-            for i in landscape.workload
-        ],
+        "instances": [instance.as_dict() for instance in landscape.workload],
     }
     header = {**header, **landscape.note, **header}
     lines = [header, *(_trial_line(trial) for trial in landscape.trials.values())]
@@ -183,14 +180,7 @@ def _read_header(header: Mapping[str, Any]) -> tuple[Task, Workload, Platform, S
         dtype=header["dtype"],
         slice_offsets=None if offsets is None else tuple(offsets),
     )
-    workload = tuple(
-        Instance(
-            tokens=_get(instance, "tokens", int),
-            adapters=_get(instance, "adapters", int),
-            weight=float(_get({"weight": 1.0, **instance}, "weight", int, float)),
-        )
-        for instance in header["instances"]
-    )
+    workload = tuple(_read_instance(instance) for instance in header["instances"])
     if not workload:
         raise ValueError("no instances")
     platform = Platform(
@@ -200,6 +190,20 @@ def _read_header(header: Mapping[str, Any]) -> tuple[Task, Workload, Platform, S
     )
     space = SearchSpace({name: tuple(axis) for name, axis in header["space"].items()})
     return task, workload, platform, space
+
+
+def _read_instance(values: Mapping[str, Any]) -> Instance:
+    given = {"weight": 1.0, "spread": "even", "phase": None, "ranks": None, **values}
+    ranks = _get(given, "ranks", list, type(None))
+    return Instance(
+        tokens=_get(values, "tokens", int),
+        adapters=_get(values, "adapters", int),
+        weight=float(_get(given, "weight", int, float)),
+        spread=_get(given, "spread", str),
+        phase=_get(given, "phase", str, type(None)),
+        graph_batch=_get({"graph_batch": LARGEST_GRAPH_BATCH, **values}, "graph_batch", int),
+        ranks=None if ranks is None else tuple(_get({"rank": r}, "rank", int) for r in ranks),
+    )
 
 
 def _read_trial(line: Mapping[str, Any], instances: int) -> Trial:

@@ -9,7 +9,13 @@ from typing import Protocol
 from lora_autotune.evaluator import Evaluator
 from lora_autotune.space import DEFAULT_CONFIGS, Config
 from lora_autotune.strategy import Strategy
-from lora_autotune.trial import Measurement, Trial, relative_cost, tuning_cost
+from lora_autotune.trial import (
+    MAX_REGRESSION,
+    Measurement,
+    Trial,
+    relative_cost,
+    tuning_cost,
+)
 
 MAX_FRUITLESS_ASKS = 50
 """Times that a strategy may answer with known configs only before it is taken to be stuck."""
@@ -31,6 +37,7 @@ class Search:
         evaluator: evaluates the candidates.
         known: every finished trial; with a cost once the default's times are known.
         budget: most configs to evaluate.
+        max_regression: how much slower than the default a winner may be on any instance.
         spent: configs evaluated, those of the record included. A failure that was
             foretold costs nothing and does not count.
         stopped: why nothing more is asked for, None while something is.
@@ -44,10 +51,12 @@ class Search:
         *,
         budget: int,
         timeout_s: float | None,
+        max_regression: float = MAX_REGRESSION,
     ) -> None:
         self.evaluator = evaluator
         self.known: dict[Config, Trial] = {}
         self.budget = budget
+        self.max_regression = max_regression
         self.spent = 0
         self.stopped: str | None = None
         self.started_s = time.monotonic()
@@ -86,6 +95,8 @@ class Search:
         if self._record is not None:
             self._record.append(trial)
         self._absorb(trial)
+        if trial.foretold:
+            self.stopped = None  # it gives its place in the budget back
 
     def _ask(self, most_in_flight: int) -> str | None:
         """Why no more may be asked, if so."""
@@ -146,9 +157,10 @@ class Search:
         if not isinstance(trial.outcome, Measurement) or self._baseline_us is None:
             return trial
         default = self.known[DEFAULT_CONFIGS[self.evaluator.task.kernel]]
-        price = tuning_cost if isinstance(default.outcome, Measurement) else relative_cost
-        cost = price(trial.outcome.times_us, self._baseline_us, self.evaluator.workload)
-        return replace(trial, cost=cost)
+        times = trial.outcome.times_us, self._baseline_us, self.evaluator.workload
+        if isinstance(default.outcome, Measurement):
+            return replace(trial, cost=tuning_cost(*times, self.max_regression))
+        return replace(trial, cost=relative_cost(*times))
 
     def _retell(self, trial: Trial) -> None:
         if trial not in self._untold:  # those are told once they have a cost

@@ -89,18 +89,21 @@ def select(
     *,
     finalists: int = FINALISTS,
     rounds: int = ROUNDS,
+    max_regression: float = MAX_REGRESSION,
 ) -> Selection:
     """Measure the best trials and the default again, and choose.
 
     A finalist wins if, against the default's times of the same round, its median cost is below
     1 - noise, it is faster in so many rounds that an exact one-sided sign test gives p <= 0.01, and
-    no instance's median time is over 1.02 of the default's. The lowest cost that passes is taken.
+    no instance's median time is over 1 + max_regression of the default's. The lowest cost that
+    passes is taken.
 
     Args:
         evaluator: measures again; its workload is the trials'.
         trials: every trial of the task, with costs; the default's is among them.
         finalists: how many of the best are measured again.
         rounds: how often, at least MIN_ROUNDS.
+        max_regression: how much slower than the default a winner may be on any instance.
     """
     default = DEFAULT_CONFIGS[evaluator.task.kernel]
     outcome = next(trial.outcome for trial in trials if trial.config == default)
@@ -126,7 +129,7 @@ def select(
         for pair in zip(first_us, last_us, strict=True)
     ]
     contest = [
-        _judge(config, results, base, workload, noise)
+        _judge(config, results, base, workload, noise, max_regression)
         for config, results in zip(best, series, strict=True)
     ]
     contest.sort(key=lambda entry: math.inf if entry[0].cost is None else entry[0].cost)
@@ -148,7 +151,12 @@ def select(
 
 
 def _judge(
-    config: Config, results: Rounds, base: Sequence[Times], workload: Workload, noise: float
+    config: Config,
+    results: Rounds,
+    base: Sequence[Times],
+    workload: Workload,
+    noise: float,
+    max_regression: float,
 ) -> tuple[Finalist, bool]:
     failure = _failure(results)
     if failure is not None:
@@ -170,7 +178,7 @@ def _judge(
         verdict = f"is {1 - cost:.1%} faster than the default, within the noise of {noise:.1%}"
     elif _sign_test_p(wins, len(costs)) > MAX_SIGN_TEST_P:
         verdict = f"is faster than the default in only {wins} of {len(costs)} rounds"
-    elif worst > 1 + MAX_REGRESSION:
+    elif worst > 1 + max_regression:
         tokens = workload[ratios.index(worst)].tokens
         verdict = f"is {worst - 1:.1%} slower than the default on the batch of {tokens} tokens"
     else:

@@ -5,17 +5,24 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from lora_autotune.errors import UsageError
 
 KernelName = Literal["shrink", "expand"]
 DTypeName = Literal["float16", "bfloat16"]
+Spread = Literal["even", "zipf"]
+Phase = Literal["decode", "prefill"]
 
 KERNELS: tuple[str, ...] = get_args(KernelName)
 DTYPES: tuple[str, ...] = get_args(DTypeName)
+SPREADS: tuple[str, ...] = get_args(Spread)
+PHASES: tuple[str, ...] = get_args(Phase)
 CHUNK_SIZES = (16, 32, 64, 128)
 MAX_RANK = 512
+
+LARGEST_GRAPH_BATCH = 256
+"""The largest decode batch that CUDA graphs are assumed to be captured for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,13 +31,24 @@ class Instance:
 
     Attributes:
         tokens: rows in the batch.
-        adapters: LoRA adapters that the rows are spread over, evenly and in contiguous runs.
+        adapters: LoRA adapters that the rows are spread over, in contiguous runs; as many as tokens
+            is one adapter per token.
         weight: share of this batch in the task's cost; the weights of a workload are relative.
+        spread: "even", or "zipf": the i-th adapter has rows in proportion to 1 / i.
+        phase: which segment buffer a launch covers: that of a "decode" CUDA graph, or that of a
+            "prefill". None is decode up to LARGEST_GRAPH_BATCH tokens and prefill beyond.
+        graph_batch: at decode, the largest batch that CUDA graphs are captured for.
+        ranks: the adapters' own ranks, repeated as needed; 0 is no adapter. None: all have the
+            largest that the server allows.
     """
 
     tokens: int
     adapters: int = 1
     weight: float = 1.0
+    spread: Spread = "even"
+    phase: Phase | None = None
+    graph_batch: int = LARGEST_GRAPH_BATCH
+    ranks: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.tokens < 1 or self.adapters < 1:
@@ -42,9 +60,57 @@ class Instance:
             )
         if not 0 < self.weight < float("inf"):
             raise UsageError(f"an instance's weight must be positive and finite, not {self.weight}")
+        if self.spread not in SPREADS:
+            raise UsageError(f"unknown spread {self.spread!r}", hint="allowed: even, zipf")
+        if self.phase is None:
+            object.__setattr__(self, "phase", self._usual_phase)
+        if self.phase not in PHASES:
+            raise UsageError(f"unknown phase {self.phase!r}", hint="allowed: decode, prefill")
+        if self.graph_batch < 1:
+            raise UsageError(f"a CUDA graph of {self.graph_batch} requests makes no sense")
+        if self.phase == "prefill" and self.graph_batch != LARGEST_GRAPH_BATCH:
+            raise UsageError("only a decode batch runs in a CUDA graph", hint="say decode")
+        if self.ranks is not None and not (
+            all(0 <= rank <= MAX_RANK for rank in self.ranks) and any(self.ranks[: self.adapters])
+        ):
+            raise UsageError(
+                f"ranks {self.ranks} of {self.adapters} adapters make no sense",
+                hint=f"0 (no adapter) to {MAX_RANK}, one of them over 0",
+            )
+
+    @property
+    def _usual_phase(self) -> Phase:
+        return "decode" if self.tokens <= LARGEST_GRAPH_BATCH else "prefill"
 
     def __str__(self) -> str:
-        return f"{self.tokens}:{self.adapters}"
+        """As it is typed: tokens:adapters, and then only what is not as usual."""
+        text = f"{self.tokens}:{self.adapters}"
+        if self.spread != "even":
+            text += f",{self.spread}"
+        if self.phase not in (None, self._usual_phase):
+            text += f",{self.phase}"
+        if self.graph_batch != LARGEST_GRAPH_BATCH:
+            text += f",graph={self.graph_batch}"
+        if self.ranks is not None:
+            text += ",ranks=" + "+".join(map(str, self.ranks))
+        return text
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: tokens, adapters and weight, and of the rest only what is not as usual."""
+        values: dict[str, Any] = {
+            "tokens": self.tokens,
+            "adapters": self.adapters,
+            "weight": self.weight,
+        }
+        if self.spread != "even":
+            values["spread"] = self.spread
+        if self.phase != self._usual_phase:
+            values["phase"] = self.phase
+        if self.graph_batch != LARGEST_GRAPH_BATCH:
+            values["graph_batch"] = self.graph_batch
+        if self.ranks is not None:
+            values["ranks"] = list(self.ranks)
+        return values
 
 
 Workload = tuple[Instance, ...]

@@ -14,7 +14,7 @@ more shared memory, registers or threads than the device has; it crashed its pro
 context; its result differs from the reference; the device ran out of memory."""
 
 MAX_REGRESSION = 0.02
-"""How much slower than the default a winner may be on any one instance of the workload."""
+"""How much slower than the default a winner may be on any one instance, unless somebody says."""
 
 REGRESSION_PRICE = 2.0
 """Cost of each unit that a config is slower than that: more than any instance's weight can give."""
@@ -112,16 +112,19 @@ def relative_cost(
 
 
 def tuning_cost(
-    times_us: tuple[float, ...], default_us: tuple[float, ...], workload: Workload
+    times_us: tuple[float, ...],
+    default_us: tuple[float, ...],
+    workload: Workload,
+    max_regression: float = MAX_REGRESSION,
 ) -> float:
     """What strategies minimise: the relative cost, and a price for losing on an instance.
 
-    A winner may lose no more than MAX_REGRESSION on any instance. What loses more is charged
+    A winner may lose no more than max_regression on any instance. What loses more is charged
     REGRESSION_PRICE times the excess: a search that only saw the mean would spend itself on configs
     that cannot win, and the price tells it how far from allowed each is.
     """
     worst = max(time / base for time, base in zip(times_us, default_us, strict=True))
-    excess = max(0.0, worst - 1 - MAX_REGRESSION)
+    excess = max(0.0, worst - 1 - max_regression)
     return relative_cost(times_us, default_us, workload) + REGRESSION_PRICE * excess
 
 

@@ -31,10 +31,7 @@ from lora_autotune.strategy import (
     strategy_factory,
 )
 from lora_autotune.task import Task, Workload
-from lora_autotune.trial import Failure, Pruned, mean_time_us
-
-DEFAULT_TRIALS = 40
-"""Configs that a strategy other than grid may evaluate when nobody says how many."""
+from lora_autotune.trial import MAX_REGRESSION, Failure, Pruned, mean_time_us
 
 AT_ONCE = 8
 """Tasks under way at a time: enough to keep a machine busy with few configs of each in flight."""
@@ -141,6 +138,7 @@ def tune(
     record: Record | None = None,
     finalists: int = FINALISTS,
     rounds: int = ROUNDS,
+    max_regression: float = MAX_REGRESSION,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> TuningResult:
     """Search the configs of one task and choose.
@@ -151,14 +149,15 @@ def tune(
         space: where to search.
         strategy: a strategy, or the name of one.
         trials: most configs to evaluate, those known from the record and the default included;
-            None: the whole space for "grid", else DEFAULT_TRIALS. The default is measured even
-            where there is no budget, so 0 chooses from what a record knows.
+            None: the whole space for "grid", else :func:`default_trials`. The default is measured
+            even where there is no budget, so 0 chooses from what a record knows.
         timeout_s: seconds after which nothing more is asked for; what is in flight is finished,
             and the finalists follow.
         seed: of a strategy that is given by name.
         record: where trials go.
         finalists: how many of the best are measured again, against the default.
         rounds: times that they are, at least MIN_ROUNDS.
+        max_regression: how much slower than the default a winner may be on any one batch.
         on_progress: called at the start, after every trial, and before the finalists.
 
     Raises:
@@ -175,6 +174,7 @@ def tune(
         seed=seed,
         finalists=finalists,
         rounds=rounds,
+        max_regression=max_regression,
         on_progress=on_progress,
     )
     return result
@@ -190,6 +190,7 @@ def tune_all(
     seed: int = 0,
     finalists: int = FINALISTS,
     rounds: int = ROUNDS,
+    max_regression: float = MAX_REGRESSION,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Iterator[TuningResult]:
     """Tune several tasks, a few at a time; yields each result as it is there.
@@ -207,9 +208,10 @@ def tune_all(
         seed: alike for all.
         finalists: for each task.
         rounds: for each task.
+        max_regression: for each task.
         on_progress: told of every task.
     """
-    _check_numbers(trials, timeout_s, finalists, rounds)
+    _check_numbers(trials, timeout_s, finalists, rounds, max_regression)
     if at_once < 1:
         raise UsageError(f"{at_once} tasks at once", hint="1 or more")
     if isinstance(strategy, str):
@@ -223,17 +225,26 @@ def tune_all(
             on_progress(_progress(job.task, searches[job], phase))
 
     def begin(job: Job) -> None:
-        searches[job] = _search(job, strategy, trials, timeout_s, seed, hints(job.task, finished))
+        first = hints(job.task, finished)
+        searches[job] = _search(job, strategy, trials, timeout_s, seed, first, max_regression)
         report(job, "search")
 
-    def fill() -> None:
-        running = sum(not search.over for search in searches.values())
-        for job in islice(waiting, min(at_once - running, 2 * at_once - len(searches))):
-            begin(job)
+    def ask() -> None:
         share = _share(searches)
         for search in searches.values():
             if not search.over:
                 search.ask(share)
+
+    def fill() -> None:
+        ask()  # some are over only now, and have hints for those that begin
+        for job, search in searches.items():
+            if search.over and job.task not in finished:
+                best = fine_trials(search.known.values())[:HINTS]
+                finished[job.task] = [trial.config for trial in best]
+        running = sum(not search.over for search in searches.values())
+        for job in islice(waiting, min(at_once - running, 2 * at_once - len(searches))):
+            begin(job)
+        ask()  # the compilers have something to do while finalists are measured
 
     while True:
         fill()
@@ -244,11 +255,17 @@ def tune_all(
             for job in _collect(searches):
                 report(job, "search")
             continue
-        best = fine_trials(searches[done].known.values())[:HINTS]
-        finished[done.task] = [trial.config for trial in best]
-        fill()  # the compilers have something to do while the finalists are measured
         report(done, "finalists")
         yield _conclude(searches.pop(done), finalists, rounds)
+
+
+def default_trials(space: SearchSpace) -> int:
+    """Configs that a strategy other than grid may evaluate when nobody says how many.
+
+    40 for the wide space of shrink and 60 for that of expand: where the regret of "gp" on the
+    shipped landscapes has flattened.
+    """
+    return max(40, 24 + len(space) // 25)
 
 
 def _search(
@@ -258,16 +275,24 @@ def _search(
     timeout_s: float | None,
     seed: int,
     hints: Sequence[Config],
+    max_regression: float,
 ) -> Search:
     space = job.space or named_space("wide", job.task.kernel)
     default = DEFAULT_CONFIGS[job.task.kernel]
     if trials is None:
         extra = 0 if default in space else 1
-        trials = len(space) + extra if strategy == "grid" else DEFAULT_TRIALS
+        trials = len(space) + extra if strategy == "grid" else default_trials(space)
     if isinstance(strategy, str):
         first = (default, *(config for config in hints if config in space))
         strategy = make_strategy(strategy, space, seed=seed, options=StrategyOptions(first=first))
-    return Search(job.evaluator, strategy, job.record, budget=trials, timeout_s=timeout_s)
+    return Search(
+        job.evaluator,
+        strategy,
+        job.record,
+        budget=trials,
+        timeout_s=timeout_s,
+        max_regression=max_regression,
+    )
 
 
 def _share(searches: Mapping[Job, Search]) -> int:
@@ -313,7 +338,13 @@ def _progress(task: Task, search: Search, phase: Literal["search", "finalists"])
 def _conclude(search: Search, finalists: int, rounds: int) -> TuningResult:
     """Measure the finalists again, and choose."""
     evaluator, done = search.evaluator, list(search.known.values())
-    selection = select(evaluator, done, finalists=finalists, rounds=rounds)
+    selection = select(
+        evaluator,
+        done,
+        finalists=finalists,
+        rounds=rounds,
+        max_regression=search.max_regression,
+    )
     return TuningResult(
         task=evaluator.task,
         workload=evaluator.workload,
@@ -329,12 +360,18 @@ def _conclude(search: Search, finalists: int, rounds: int) -> TuningResult:
 
 
 def _check_numbers(
-    trials: int | None, timeout_s: float | None, finalists: int, rounds: int
+    trials: int | None,
+    timeout_s: float | None,
+    finalists: int,
+    rounds: int,
+    max_regression: float,
 ) -> None:
     if trials is not None and trials < 0:
         raise UsageError(f"{trials} trials", hint="0 or more")
     if timeout_s is not None and not timeout_s >= 0:
         raise UsageError(f"a time limit of {timeout_s} seconds", hint="0 or more")
+    if not 0 <= max_regression <= 1:
+        raise UsageError(f"a loss of {max_regression:.0%} on a batch", hint="0% to 100%")
     if finalists < 1:
         raise UsageError(f"{finalists} finalists", hint="1 or more")
     if rounds < MIN_ROUNDS:

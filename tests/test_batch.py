@@ -72,3 +72,61 @@ def test_a_served_prefill_batch_has_room_for_the_slots():
     batch = served_batch(Instance(tokens=30720), rank=64, chunk_size=64, device="cpu")
     assert (batch.num_segs, batch.grid_segments) == (480, 488)
     assert torch.equal(batch.lora_ranks, torch.tensor([64] + [0] * 7, dtype=torch.int32))
+
+
+def rows_of(batch: Batch) -> list[int]:
+    starts = batch.seg_indptr.tolist()
+    rows: Counter[int] = Counter()
+    for segment in range(batch.num_segs):
+        rows[int(batch.weight_indices[segment])] += starts[segment + 1] - starts[segment]
+    return [rows[adapter] for adapter in range(batch.lora_ranks.shape[0])]
+
+
+def served(chunk_size: int = 16, rank: int = 64, **values) -> Batch:
+    return served_batch(Instance(**values), rank=rank, chunk_size=chunk_size, device="cpu")
+
+
+@settings(deadline=None)
+@given(st.integers(1, 3000), st.integers(1, 40), st.sampled_from([16, 128]), st.data())
+def test_every_adapter_of_a_served_batch_has_rows(tokens, adapters, chunk_size, data):
+    adapters = min(adapters, tokens)
+    spread, phase = (
+        data.draw(st.sampled_from(["even", "zipf"])),
+        data.draw(st.sampled_from(["decode", "prefill"])),
+    )
+    batch = served(chunk_size, tokens=tokens, adapters=adapters, spread=spread, phase=phase)
+    rows = rows_of(batch)
+    assert sum(rows) == tokens
+    assert min(rows[:adapters]) >= 1
+    assert rows[adapters:] == [0] * (len(rows) - adapters)
+    assert len(rows) == max(8, adapters)
+    assert batch.num_segs <= batch.likely_segments <= batch.grid_segments
+    if spread == "even":  # to the row what it was before there was a choice
+        owners = torch.arange(tokens) * adapters // tokens
+        assert rows[:adapters] == torch.bincount(owners, minlength=adapters).tolist()
+        assert max(rows[:adapters]) - min(rows[:adapters]) <= 1
+    else:
+        assert rows == sorted(rows, reverse=True)
+
+
+def test_zipf_gives_the_ith_adapter_one_ith():
+    rows = rows_of(served(tokens=30_720, adapters=8, spread="zipf"))
+    assert [round(rows[0] / count) for count in rows] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_one_adapter_per_token():
+    batch = served(tokens=20, adapters=20)
+    assert rows_of(batch) == [1] * 20
+    assert (batch.num_segs, batch.grid_segments, batch.likely_segments) == (20, 256, 20)
+
+
+def test_the_buffer_is_that_of_the_phase():
+    assert served(tokens=32, adapters=8, phase="prefill").grid_segments == 16 + 8
+    assert served(tokens=100, adapters=8, graph_batch=160).grid_segments == 160
+    assert served(tokens=512, adapters=8, phase="decode").grid_segments == 512
+    assert served(tokens=512, adapters=8, phase="decode", graph_batch=768).grid_segments == 768
+
+
+def test_ranks_in_use_are_repeated_over_the_adapters():
+    batch = served(tokens=30, adapters=5, ranks=(64, 8, 0))
+    assert batch.lora_ranks.tolist() == [64, 8, 0, 64, 8, 0, 0, 0]

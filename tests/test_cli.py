@@ -453,7 +453,7 @@ def test_ctrl_c_before_anything_has_begun(
         (["tune", "--timeout", "-1"], "a positive number of seconds is allowed"),
         (["tune", "--tokens", "32x8"], "TOKENS or TOKENS:ADAPTERS is allowed"),
         (["tune", "--tokens", "4:8"], "at least as many tokens as adapters"),
-        (["tune", "--strategy", "tpee", "--replay"], "installed: grid, random, tpe"),
+        (["tune", "--strategy", "tpee", "--replay"], "installed: auto, gp, grid, random, tpe"),
         (["tune"], "name either a --model or a --kernel"),
         (["tune", "--model", "Qwen3-0.6B", "--kernel", "shrink"], "either"),
         (["tune", "--model", "Qwen3-0.6B"], "--rank is missing"),

@@ -108,7 +108,16 @@ def test_the_command_line_runs_it(site, tmp_path):
 
     assert "backwards-plugin (backwards_plugin:Backwards)" in command("strategies")
     output = command(
-        *("tune", "--replay", "bowl.jsonl.gz", "--strategy", "backwards", "--json", "--out", "out")
+        *(
+            "tune",
+            "--replay",
+            "bowl.jsonl.gz",
+            "--strategy",
+            "backwards",
+            "--trials",
+            "109",
+            "--json",
+        )
     )
     found = json.loads(output)
     assert found["replayed"] is True

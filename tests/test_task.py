@@ -147,3 +147,46 @@ def test_each_chunk_size_is_timed_on_the_batches_that_reach_it():
         64: (PREFILL,),
         128: (PREFILL,),
     }
+
+
+@pytest.mark.parametrize(
+    ("values", "printed"),
+    [
+        ({"tokens": 32, "adapters": 8, "phase": "decode"}, "32:8"),
+        ({"tokens": 30_720, "phase": "prefill", "weight": 3.0}, "30720:1"),
+        ({"tokens": 32, "adapters": 8, "phase": "prefill"}, "32:8,prefill"),
+        ({"tokens": 300, "phase": "decode", "graph_batch": 512}, "300:1,decode,graph=512"),
+        (
+            {"tokens": 64, "adapters": 8, "spread": "zipf", "ranks": (8, 64)},
+            "64:8,zipf,ranks=8+64",
+        ),
+    ],
+)
+def test_a_batch_prints_only_what_is_not_as_usual(values, printed):
+    instance = Instance(**values)
+    assert str(instance) == printed
+    unusual = set(instance.as_dict()) - {"tokens", "adapters", "weight"}
+    assert len(unusual) == printed.count(",")
+
+
+def test_the_usual_phase_follows_from_the_tokens():
+    assert [Instance(tokens=n).phase for n in (1, 256, 257)] == ["decode", "decode", "prefill"]
+    assert Instance(tokens=256) == Instance(tokens=256, phase="decode")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"spread": "uneven"}, "unknown spread 'uneven' .*even, zipf"),
+        ({"phase": "idle"}, "unknown phase 'idle' .*decode, prefill"),
+        ({"graph_batch": 0}, "a CUDA graph of 0 requests"),
+        ({"phase": "prefill", "graph_batch": 64}, "only a decode batch"),
+        ({"ranks": ()}, "make no sense"),
+        ({"ranks": (0, 8)}, "ranks .0, 8. of 1 adapters make no sense"),
+        ({"ranks": (MAX_RANK + 1,)}, "to 512"),
+        ({"ranks": (-8,)}, "0 .no adapter."),
+    ],
+)
+def test_details_that_make_no_sense_are_refused(values, message):
+    with pytest.raises(UsageError, match=message):
+        Instance(tokens=8, **values)

@@ -18,9 +18,12 @@ from lora_autotune.space import DEFAULT_CONFIGS, Config, SearchSpace
 from lora_autotune.task import PREFILL, Task
 from lora_autotune.trial import Failure, Measurement, Pruned, Trial
 from lora_autotune.tuner import (
-    DEFAULT_TRIALS,
+    HINTS,
+    Job,
     TuningResult,
+    default_trials,
     tune,
+    tune_all,
     write_result,
 )
 
@@ -149,7 +152,7 @@ def test_the_evaluator_is_kept_busy():
 
 def test_without_a_budget_a_strategy_other_than_grid_gets_the_default_one():
     endless = Script(Config(BLOCK_N=n, BLOCK_K=16) for n in range(1, 10_000))
-    assert run(strategy=endless).trials == DEFAULT_TRIALS
+    assert run(strategy=endless).trials == default_trials(SPACE)
 
 
 def test_a_strategy_that_finishes_early_ends_the_search():
@@ -411,3 +414,141 @@ def test_any_order_and_any_outcomes_keep_the_books(seed):
     measured = {c for c in bench.evaluated if isinstance(outcomes[c], Measurement)}
     assert {trial.config for trial in strategy.told if trial.cost is not None} == measured
     assert (result.selection.config in measured) if measured else result.selection.config is None
+
+
+class Hall:
+    """Evaluators of several tasks, and when each was made, asked and measured again."""
+
+    def __init__(self, count: int, **options) -> None:
+        self.begun: list[Bench] = []
+        self.most_busy = 0
+        self.busy_at_finals: list[int] = []
+        self.first_in_flight: list[int] = []
+        self._count = count
+        self._options = options
+
+    def jobs(self, records=None, fail_after=None):
+        for number in range(self._count):
+            options = self._options | ({} if number else {"fail_after": fail_after})
+            bench = HallBench(self, replace(TASK, K=1024 + 16 * number), **options)
+            self.begun.append(bench)
+            yield Job(evaluator=bench, space=SPACE, record=records[number] if records else None)
+
+    def busy(self) -> int:
+        return sum(bool(bench._in_flight) for bench in self.begun)
+
+
+class HallBench(Bench):
+    def __init__(self, hall: Hall, task: Task, **options) -> None:
+        super().__init__(**options)
+        self.task = task
+        self._hall = hall
+
+    def submit(self, config, /):
+        super().submit(config)
+        self._hall.most_busy = max(self._hall.most_busy, self._hall.busy())
+
+    def poll(self, wait_s, /):
+        if not self._hall.first_in_flight:
+            self._hall.first_in_flight = [len(bench._in_flight) for bench in self._hall.begun]
+        return super().poll(wait_s)
+
+    def remeasure(self, configs, /, *, rounds):
+        assert not self._in_flight
+        self._hall.busy_at_finals.append(self._hall.busy())
+        return super().remeasure(configs, rounds=rounds)
+
+
+@pytest.mark.parametrize("strategy", BUILT_IN)
+@pytest.mark.parametrize("at_once", [1, 2, 3, 8])
+def test_several_tasks_at_once_all_get_their_winners(strategy, at_once):
+    hall = Hall(5)
+    results = list(tune_all(hall.jobs(), at_once=at_once, strategy=strategy, trials=100))
+    assert sorted(r.task.K for r in results) == [1024 + 16 * n for n in range(5)]
+    assert {r.selection.config for r in results} == {BEST}
+    assert {r.trials for r in results} == {len(GRID) + 1}
+    assert hall.most_busy == min(at_once, 5)
+
+
+def test_a_task_is_begun_when_its_turn_comes():
+    hall = Hall(9)
+    drawn = [len(hall.begun) for _ in tune_all(hall.jobs(), at_once=2, strategy="grid")]
+    assert all(
+        count <= number + 1 + 4 for number, count in enumerate(drawn)
+    )  # done, two under way, and two whose finalists wait
+    assert drawn[0] <= 4
+    assert drawn[-1] == 9
+
+
+def test_tasks_that_a_record_knows_whole_are_not_all_begun_at_once():
+    known = [Trial(config=c, outcome=Measurement(times_us=(time_us(c),))) for c in [DEFAULT, *GRID]]
+    hall = Hall(40)
+    records = [Memory(known) for _ in range(40)]
+    results = tune_all(hall.jobs(records), at_once=2, strategy="grid")
+    next(results)
+    assert len(hall.begun) <= 4
+    assert len(list(results)) == 39
+    assert all(bench.evaluated == [] for bench in hall.begun)
+
+
+def test_finalists_are_measured_while_the_next_task_is_in_flight():
+    hall = Hall(4)
+    list(tune_all(hall.jobs(), at_once=1, strategy="grid"))
+    assert hall.busy_at_finals == [1, 1, 1, 0]
+
+
+def test_what_did_best_on_a_task_is_tried_first_on_a_similar_one():
+    hall = Hall(2)
+    list(tune_all(hall.jobs(), at_once=1, strategy="grid"))
+    best = sorted(GRID, key=time_us)[:HINTS]
+    assert hall.begun[0].evaluated[1 : 1 + HINTS] == GRID[:HINTS]
+    assert hall.begun[1].evaluated[: 1 + HINTS] == [DEFAULT, *best]
+
+
+def test_a_hint_outside_the_space_is_left_out():
+    narrow = SearchSpace({**SPACE.axes, "num_stages": (3,)})
+    first, second = Bench(), Bench()
+    second.task = replace(TASK, chunk_size=128)
+    jobs = [Job(evaluator=first, space=SPACE), Job(evaluator=second, space=narrow)]
+    results = list(tune_all(jobs, at_once=1, strategy="grid"))
+    assert [r.selection.config for r in results] == [BEST, min(narrow, key=time_us)]
+    assert set(second.evaluated) == {DEFAULT, *narrow}
+
+
+def test_ctrl_c_in_one_task_ends_them_all_and_keeps_what_each_recorded():
+    hall = Hall(3)
+    records = [Memory() for _ in range(3)]
+    with pytest.raises(KeyboardInterrupt):
+        list(tune_all(hall.jobs(records, fail_after=3), at_once=3, strategy="grid"))
+    for record, bench in zip(records, hall.begun, strict=True):
+        assert [trial.config for trial in record.trials] == bench.evaluated
+        assert bench.evaluated
+
+
+def test_progress_names_the_task_it_is_of():
+    seen = []
+    list(tune_all(Hall(3).jobs(), at_once=3, strategy="grid", on_progress=seen.append))
+    for task in {progress.task for progress in seen}:
+        own = [progress for progress in seen if progress.task == task]
+        assert [p.done for p in own] == [*range(len(GRID) + 2), len(GRID) + 1]
+        assert own[-1].phase == "finalists"
+    assert len({progress.task for progress in seen}) == 3
+
+
+def test_no_jobs_give_no_results():
+    assert list(tune_all([])) == []
+
+
+@pytest.mark.parametrize("at_once", [0, -1])
+def test_no_tasks_at_once_make_no_sense(at_once):
+    with pytest.raises(UsageError, match="at once"):
+        list(tune_all(Hall(1).jobs(), at_once=at_once))
+
+
+@pytest.mark.parametrize(
+    ("capacity", "tasks", "expected"), [(18, 1, 18), (18, 2, 18), (18, 4, 9), (18, 8, 5), (4, 8, 2)]
+)
+def test_tasks_share_twice_what_a_machine_can_hold(capacity, tasks, expected):
+    hall = Hall(tasks, capacity=capacity)
+    list(tune_all(hall.jobs(), at_once=tasks, strategy="grid"))
+    assert hall.first_in_flight == [expected] * tasks

@@ -14,6 +14,10 @@ from lora_autotune import __version__
 from lora_autotune.errors import UsageError
 from lora_autotune.space import SPACE_NAMES
 from lora_autotune.task import CHUNK_SIZES, DTYPES, KERNELS, Instance
+from lora_autotune.trial import MAX_REGRESSION
+from lora_autotune.workload import PRESETS, parse_instance
+
+_SIZES = " ".join(map(str, CHUNK_SIZES))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -65,13 +69,34 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _instance(text: str) -> Instance:
-    tokens, _, adapters = text.partition(":")
+def _fraction(text: str) -> float:
+    number, percent = (text[:-1], 0.01) if text.endswith("%") else (text, 1.0)
     try:
-        return Instance(tokens=_positive(tokens), adapters=_positive(adapters or "1"))
-    except (argparse.ArgumentTypeError, UsageError) as error:
+        value = float(number) * percent
+    except ValueError:
+        value = -1.0
+    # A bare 2 could be 2% or 200%: only what cannot be a percentage is taken for a fraction.
+    if not 0 <= value <= 1 or (percent == 1.0 and value == 1):
+        raise argparse.ArgumentTypeError(f"0% to 100%, or 0.02 for 2%, is allowed, not {text!r}")
+    return value
+
+
+def _chunk_size(text: str) -> int:
+    if text not in map(str, CHUNK_SIZES):
+        raise argparse.ArgumentTypeError(f"{_SIZES.replace(' ', ', ')} is allowed, not {text!r}")
+    return int(text)
+
+
+def _dtype(text: str) -> str:
+    return {"fp16": "float16", "bf16": "bfloat16"}.get(text, text)
+
+
+def _instance(text: str) -> Instance:
+    try:
+        return parse_instance(text)
+    except UsageError as error:
         raise argparse.ArgumentTypeError(
-            f"TOKENS or TOKENS:ADAPTERS is allowed (30720, 32:8), not {text!r}: {error}"
+            f"TOKENS or TOKENS:ADAPTERS is allowed (30720, 32:8, 64:8,zipf), not {text!r}: {error}"
         ) from None
 
 
@@ -96,7 +121,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     tune = command("tune", "tuning", "Search the configs of a model's layers, or of one task.")
     _add_tasks(tune)
-    tune.add_argument("--strategy", default="tpe", metavar="NAME", help="default: tpe")
+    tune.add_argument("--strategy", default="auto", metavar="NAME", help="default: auto")
     tune.add_argument(
         "--trials", type=_positive, metavar="N", help="most configs per task and chunk size"
     )
@@ -104,6 +129,13 @@ def make_parser() -> argparse.ArgumentParser:
         "--timeout", type=_seconds, metavar="SECONDS", help="search time per task and chunk size"
     )
     tune.add_argument("--seed", type=int, default=0)
+    tune.add_argument(
+        "--max-regression",
+        type=_fraction,
+        default=MAX_REGRESSION,
+        metavar="PERCENT",
+        help=f"most that a winner may lose on any one batch; default: {MAX_REGRESSION:.0%}%",
+    )
     tune.add_argument(
         "--replay",
         nargs="*",
@@ -120,6 +152,14 @@ def make_parser() -> argparse.ArgumentParser:
         "--write-partial", action="store_true", help="on Ctrl-C write the winners found so far"
     )
     tune.add_argument("--json", action="store_true", help="one object per line on stdout")
+    tune.add_argument(
+        "--only-missing", action="store_true", help="leave out what OUT has an entry for"
+    )
+    tune.add_argument(
+        "--dry-run", action="store_true", help="list the tasks and what they would take; tune none"
+    )
+    tune.add_argument("--device", metavar="NAME", help="with --dry-run: another GPU than this one")
+    tune.add_argument("--triton", metavar="VERSION", help="with --dry-run: another Triton")
 
     record = command("record", "recording", "Measure a whole space into landscape files.")
     _add_tasks(record)
@@ -156,18 +196,24 @@ def _add_tasks(parser: argparse.ArgumentParser) -> None:
         metavar="WIDTH",
         help="widths of an expand's slices; default: equal ones",
     )
-    parser.add_argument("--rank", type=_positive, help="the largest rank that the server allows")
+    parser.add_argument(
+        "--rank",
+        type=_positive,
+        nargs="+",
+        metavar="R",
+        help="the largest rank that the server allows; several: each",
+    )
     parser.add_argument("--tp", type=_positive, help="tensor-parallel size; default: 1")
     parser.add_argument(
         "--lm-head", action="store_true", help="the model's lm_head too, on few rows"
     )
-    parser.add_argument("--dtype", choices=DTYPES, help="default: float16")
+    parser.add_argument("--dtype", type=_dtype, choices=DTYPES, help="default: float16")
     parser.add_argument(
         "--chunk-sizes",
         type=_positive,
         nargs="+",
         metavar="N",
-        help=f"default: {' '.join(map(str, CHUNK_SIZES))}",
+        help=f"default: {_SIZES}, or those that a server of --max-lora-chunk-size would use",
     )
     parser.add_argument(
         "--tokens",
@@ -175,5 +221,22 @@ def _add_tasks(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="TOKENS[:ADAPTERS]",
         help="batches to tune on; default: those that reach each chunk size",
+    )
+    parser.add_argument(
+        "--workload",
+        metavar="NAME|FILE",
+        help=f"what is served: {', '.join(PRESETS)}, or a file with a batch and a weight per line",
+    )
+    parser.add_argument(
+        "--traffic",
+        type=Path,
+        metavar="FILE",
+        help="a server's own steps, a line each: PHASE TOKENS [ADAPTERS [COUNT]]",
+    )
+    parser.add_argument(
+        "--max-lora-chunk-size",
+        type=_chunk_size,
+        metavar="N",
+        help="the server's own; default: whatever a server may have",
     )
     parser.add_argument("--space", choices=SPACE_NAMES, help="default: wide")

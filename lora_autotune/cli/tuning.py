@@ -7,12 +7,19 @@ import json
 import os
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lora_autotune.cli.planning import is_tuned, make_plan, searched_space, show_plan
 from lora_autotune.cli.screen import Screen
-from lora_autotune.cli.tasks import named_work, refuse_shared_entries
+from lora_autotune.cli.tasks import (
+    named_batches,
+    named_work,
+    names_batches,
+    refuse_shared_entries,
+)
 from lora_autotune.errors import UsageError
 from lora_autotune.evaluator import Evaluator
 from lora_autotune.journal import Journal
@@ -34,6 +41,12 @@ _Benches = tuple[Collection[Task], str, Iterator[tuple[Evaluator, SearchSpace]]]
 def tune(arguments: Any) -> int:
     """Tune every named task; write files, a journal, and a table or JSON lines."""
     strategy_factory(arguments.strategy)  # a typo costs nothing yet
+    if arguments.dry_run:
+        landscapes = None if arguments.replay is None else _landscapes(arguments)
+        return show_plan(make_plan(arguments, landscapes), json=arguments.json)
+    for option in ("device", "triton"):
+        if getattr(arguments, option) is not None:
+            raise UsageError(f"--{option} belongs to --dry-run")
     replay = arguments.replay is not None
     with contextlib.ExitStack() as stack:
         if replay:
@@ -42,6 +55,9 @@ def tune(arguments: Any) -> int:
         else:
             tasks, platform, benches = _gpu_benches(arguments, stack)
             first = f"Tuning on {platform}"
+        if not tasks:
+            print(f"Nothing is missing in {arguments.out}.", file=sys.stderr)
+            return 0
         screen = Screen(len(tasks), json=arguments.json)
         screen.say(f"{first}. {len(tasks)} tasks, strategy {arguments.strategy}.")
         journal = stack.enter_context(_journal(arguments, screen))
@@ -57,6 +73,7 @@ def tune(arguments: Any) -> int:
                     trials=arguments.trials,
                     timeout_s=arguments.timeout,
                     seed=arguments.seed,
+                    max_regression=arguments.max_regression,
                     on_progress=screen.progress,
                 ):
                     results.append(result)
@@ -108,6 +125,8 @@ def _gpu_benches(arguments: Any, stack: contextlib.ExitStack) -> _Benches:
     from lora_autotune.evaluators.cuda import CudaMachine
 
     machine = stack.enter_context(CudaMachine())
+    if arguments.only_missing:
+        work = {t: w for t, w in work.items() if not is_tuned(t, machine.platform, arguments.out)}
     benches = (
         (
             machine.evaluator(
@@ -123,27 +142,27 @@ def _gpu_benches(arguments: Any, stack: contextlib.ExitStack) -> _Benches:
 def _recorded_benches(arguments: Any) -> _Benches:
     from lora_autotune.evaluators.replay import ReplayEvaluator
 
+    landscapes = _landscapes(arguments)
+    platforms = {(one.platform.device, one.platform.triton) for one in landscapes}
+    named = ", ".join(f"{device} (Triton {triton})" for device, triton in sorted(platforms))
+    if arguments.only_missing:
+        landscapes = [o for o in landscapes if not is_tuned(o.task, o.platform, arguments.out)]
+    benches = ((ReplayEvaluator(one), searched_space(arguments, one)) for one in landscapes)
+    return [one.task for one in landscapes], named, benches
+
+
+def _landscapes(arguments: Any) -> list[Landscape]:
+    """What --replay means, one of each task."""
     files = arguments.replay or sorted(SHIPPED_LANDSCAPES.glob("*.jsonl*"))
     landscapes = _wanted(arguments, [read_landscape(file) for file in files])
     if not landscapes:
         raise UsageError("no landscape was recorded for that", hint="record makes one on a GPU")
-    by_task: dict[Task, Landscape] = {}
-    for landscape in landscapes:
-        if landscape.task in by_task:
-            raise UsageError(f"two landscapes of {landscape.task}", hint="replay them one by one")
-        by_task[landscape.task] = landscape
+    for task, count in Counter(landscape.task for landscape in landscapes).items():
+        if count > 1:
+            raise UsageError(f"two landscapes of {task}", hint="replay them one by one")
     for platform in {landscape.platform for landscape in landscapes}:
         refuse_shared_entries(one.task for one in landscapes if one.platform == platform)
-    platforms = {(one.platform.device, one.platform.triton) for one in landscapes}
-    named = ", ".join(f"{device} (Triton {triton})" for device, triton in sorted(platforms))
-    benches = (
-        (
-            ReplayEvaluator(landscape),
-            named_space(arguments.space, task.kernel) if arguments.space else landscape.space,
-        )
-        for task, landscape in by_task.items()
-    )
-    return list(by_task), named, benches
+    return landscapes
 
 
 def _wanted(arguments: Any, landscapes: Sequence[Landscape]) -> list[Landscape]:
@@ -151,14 +170,15 @@ def _wanted(arguments: Any, landscapes: Sequence[Landscape]) -> list[Landscape]:
     tasks = None
     if arguments.model is not None or arguments.kernel is not None:
         tasks = named_work(arguments)
+    batches = named_batches(arguments) if names_batches(arguments) else None
     return [
         landscape
         for landscape in landscapes
         if (tasks is None or landscape.task in tasks)
-        and arguments.rank in (None, landscape.task.R)
+        and landscape.task.R in (arguments.rank or [landscape.task.R])
         and arguments.dtype in (None, landscape.task.dtype)
         and landscape.task.chunk_size in (arguments.chunk_sizes or [landscape.task.chunk_size])
-        and tuple(arguments.tokens or landscape.workload) == landscape.workload
+        and (batches is None or batches.get(landscape.task.chunk_size) == landscape.workload)
     ]
 
 
@@ -195,10 +215,7 @@ def _as_json(result: TuningResult, file: Path | None) -> dict[str, Any]:
         "dtype": task.dtype,
         "speedup": result.speedup,
         "reason": selection.reason,
-        "instances": [
-            {"tokens": i.tokens, "adapters": i.adapters, "weight": i.weight, "time_us": us}
-            for i, us in pairs
-        ],
+        "instances": [{**instance.as_dict(), "time_us": us} for instance, us in pairs],
     }
 
 

@@ -259,13 +259,17 @@ def _interleaved(
         except OutOfResources as error:
             timers[config] = Failure(kind="resources", message=str(error)[:300])
     results: list[list[tuple[float, ...] | Failure]] = [[] for _ in configs]
-    for turn in range(rounds + 1):
+    for _ in range(rounds):
         for config, result in zip(configs, results, strict=True):
             graphs = timers[config]
-            if isinstance(graphs, Failure):
-                outcome: tuple[float, ...] | Failure = graphs
-            else:
-                outcome = tuple(timer.time_us() for timer in graphs)
-            if turn > 0:  # the first warms up
-                result.append(outcome)
+            result.append(graphs if isinstance(graphs, Failure) else _in_turn(graphs))
     return results
+
+
+def _in_turn(graphs: Sequence[GraphTimer]) -> tuple[float, ...]:
+    """Each graph's time, after a replay that makes it forget whose turn it was before."""
+    times_us = []
+    for timer in graphs:
+        timer.time_us()
+        times_us.append(timer.time_us())
+    return tuple(times_us)

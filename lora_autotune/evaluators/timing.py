@@ -18,8 +18,9 @@ from lora_autotune.space import Config
 from lora_autotune.task import Instance, Task
 
 MAX_SETS = 64
-GRAPH_US = 500.0
-"""Least time that a graph of the first candidate takes, so that starting it weighs little."""
+GRAPH_US = 2000.0
+"""Least time that a graph of the first candidate takes: that is the default, up to six times slower
+than the best, and starting a graph must weigh little for the best too."""
 
 REPLAYS = 9
 BEHIND = {2: 1.3, 4: 1.1}

@@ -78,6 +78,8 @@ class Worker:
             cpu_limit_s: seconds that it and its children may compute: a limit that a busy machine
                 does not shorten.
         """
+        if not self._process.is_alive():  # somebody killed it while it had nothing to do
+            self.replace()
         self.busy = True
         self._limit = _Limit(wall_s=timeout_s, cpu_s=cpu_limit_s, leader=self._process.pid)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -218,6 +220,9 @@ def _serve(
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # The fork server ends, and takes us along, once nobody holds this descriptor: a busy worker
+    # that kept it would outlive a tuner that is killed.
+    os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined] # noqa: SLF001
     descriptor = os.open(printed, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,9 +14,6 @@ from lora_autotune.task import Instance
 
 ADAPTER_SLOTS = 8
 """``max_loras_per_batch`` of a default server; one of the slots is rank 0, for no adapter."""
-
-LARGEST_GRAPH_BATCH = 256
-"""The largest decode batch that CUDA graphs are assumed to be captured for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,24 +108,41 @@ def make_batch(
 def served_batch(
     instance: Instance, *, rank: int, chunk_size: int, device: torch.device | str
 ) -> Batch:
-    """The batch of a workload's instance, at full rank, with the segment buffer of a server.
+    """The batch of a workload's instance, with the segment buffer of a server.
 
-    Rows are spread evenly over the adapters. A server's buffer covers its largest CUDA-graph batch
-    at decode (taken as LARGEST_GRAPH_BATCH requests of one token), and the most segments that the
-    batch can have plus the adapter slots at prefill.
+    The buffer covers the largest CUDA-graph batch at decode (requests of one token; a batch that no
+    graph is captured for has just its own), and the most segments that the batch can have plus the
+    adapter slots at prefill.
     """
     slots = max(ADAPTER_SLOTS, instance.adapters)
-    owners = torch.arange(instance.tokens) * instance.adapters // instance.tokens
-    if instance.tokens <= LARGEST_GRAPH_BATCH:
-        buffer = LARGEST_GRAPH_BATCH
+    if instance.phase == "decode":
+        buffer = max(instance.graph_batch, instance.tokens)
     else:
         buffer = max(-(-instance.tokens // chunk_size), 16) + slots
-    ranks = [rank if i < instance.adapters else 0 for i in range(slots)]
+    own = instance.ranks or (rank,)
+    ranks = [own[i % len(own)] if i < instance.adapters else 0 for i in range(slots)]
     return make_batch(
-        owners,
+        torch.arange(instance.adapters).repeat_interleave(torch.tensor(rows_per_adapter(instance))),
         ranks=ranks,
         scalings=[0.5] * slots,
         chunk_size=chunk_size,
         grid_segments=buffer,
         device=device,
     )
+
+
+def rows_per_adapter(instance: Instance) -> list[int]:
+    """How many of an instance's rows each adapter has, at least one; the first has the most.
+
+    Zipf's shares are rounded down after one row is given to each; what is left over goes to the
+    first ones, so that the counts never increase.
+    """
+    tokens, adapters = instance.tokens, instance.adapters
+    if instance.spread == "even":
+        starts = [-(-i * tokens // adapters) for i in range(adapters + 1)]
+        return [end - start for start, end in itertools.pairwise(starts)]
+    spare = tokens - adapters
+    total = sum(1 / i for i in range(1, adapters + 1))
+    counts = [1 + int(spare / (i * total)) for i in range(1, adapters + 1)]
+    left = tokens - sum(counts)
+    return [count + (i < left) for i, count in enumerate(counts)]
