@@ -2,17 +2,28 @@
 
     tune_tasks.py [--strategy NAME] [--space NAME] TASK ...
 
-Prints a JSON object for each task, in their order: config, trials, failures. It needs a GPU.
+Prints a JSON object for each task, in their order: config, trials, failures; and to stderr when,
+in seconds since the process was started, each stage was reached. It needs a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
+import time
+from pathlib import Path
 
 from task_words import from_word
 
 from lora_autotune.evaluators.worker import start_fork_server
+
+
+def age_s() -> float:
+    """Seconds since this process was started: field 22 of proc_pid_stat(5)."""
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
@@ -25,7 +36,16 @@ def main() -> None:
     from lora_autotune.evaluators.cuda import CudaMachine
     from lora_autotune.space import named_space
     from lora_autotune.task import default_workload
-    from lora_autotune.tuner import Job, tune_all
+    from lora_autotune.tuner import Job, Progress, tune_all
+
+    reached = {"imports": age_s()}
+
+    def watch(progress: Progress) -> None:
+        if progress.phase == "search":
+            reached.setdefault("machine", age_s())
+            if progress.done == 1:
+                reached.setdefault("first trial", age_s())
+            reached["last trial"] = age_s()
 
     with CudaMachine() as machine:
         jobs = (
@@ -37,8 +57,12 @@ def main() -> None:
             )
             for task in arguments.tasks
         )
-        found = tune_all(jobs, strategy=arguments.strategy)
+        found = tune_all(jobs, strategy=arguments.strategy, on_progress=watch)
         results = {result.task: result for result in found}
+        reached["finalists"] = age_s()
+    reached["closed"] = age_s()
+    stages = ", ".join(f"{stage} {second:.2f}" for stage, second in reached.items())
+    print(f"seconds until: {stages}", file=sys.stderr)
     for task in arguments.tasks:
         result = results[task]
         config = result.selection.config
