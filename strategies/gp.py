@@ -177,15 +177,18 @@ def _place(axis: Sequence[int | None], value: int | None) -> float:
 
 def _distances(one: Array, other: Array) -> Array:
     """Squared distance of each point of one set to each of another."""
-    return (one**2).sum(1)[:, None] + (other**2).sum(1) - 2 * one @ other.T
+    squares: Array = (one**2).sum(1)[:, None] + (other**2).sum(1) - 2 * one @ other.T
+    return squares
 
 
 def _matern(squares: Array) -> Array:
     """Matern 5/2 correlation at squared distances, whose rounding errors may be negative."""
     scaled = np.sqrt(5 * np.maximum(squares, 0))
-    return (1 + scaled + scaled**2 / 3) * np.exp(-scaled)
+    correlation: Array = (1 + scaled + scaled**2 / 3) * np.exp(-scaled)
+    return correlation
 
 
 def _noise(logarithm: Array | float, count: int) -> Array:
     """What measurement noise adds to the correlations, and enough for them to be inverted."""
-    return (np.exp(logarithm) + 1e-6) * np.eye(count)
+    diagonal: Array = (np.exp(logarithm) + 1e-6) * np.eye(count)
+    return diagonal

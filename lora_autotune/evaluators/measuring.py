@@ -120,7 +120,10 @@ def set_up(cache_dir: str) -> None:
     global _state  # noqa: PLW0603 - a worker process has one state, set once
     os.environ["TRITON_CACHE_DIR"] = cache_dir
     if torch.cuda.is_available():
-        _state = _State(gpu=_describe())
+        try:
+            _state = _State(gpu=_describe())
+        except RuntimeError as error:  # a GPU that is full, or lost: this process is of no use
+            raise SystemExit(str(error).splitlines()[0]) from error
 
 
 def describe() -> Gpu | str:

@@ -33,6 +33,9 @@ COMPILE_LIMIT_S = 1.5
 """Seconds of computing that a candidate's compiling may take. On the shipped landscapes no config
 within 5% of the best took over 1.2 s, and shrink's slower ones were half of all compiling."""
 
+WARM_UP_S = 1.0
+"""What a worker's first compile may take on top: it reads Triton itself to name its cache."""
+
 PATIENT_COMPILE_LIMIT_S = 30.0
 """The same for a lane that wants every candidate measured; they wait until nothing else does."""
 
@@ -230,13 +233,14 @@ class Pipeline:
     def _compile(self, worker: Worker, candidate: _Candidate) -> None:
         self._compiling[worker] = candidate
         subject = candidate.lane.subject
+        limit_s = PATIENT_COMPILE_LIMIT_S if candidate.slow else COMPILE_LIMIT_S
         worker.submit(
             compiling.compile_config,
             subject.task,
             subject.workload,
             candidate.config,
             timeout_s=COMPILE_TIMEOUT_S,
-            cpu_limit_s=PATIENT_COMPILE_LIMIT_S if candidate.slow else COMPILE_LIMIT_S,
+            cpu_limit_s=limit_s if worker.warm else limit_s + WARM_UP_S,
         )
 
     def _receive(self, worker: Worker) -> None:

@@ -45,7 +45,12 @@ class Died:
 
 
 class Worker:
-    """A process of its own group that runs picklable module-level functions, one at a time."""
+    """A process of its own group that runs picklable module-level functions, one at a time.
+
+    Attributes:
+        busy: a job was submitted whose result was not taken yet.
+        warm: it has finished a job, so the next does not pay for first times.
+    """
 
     def __init__(self, setup: Callable[..., None], *args: Any) -> None:
         self._setup = (setup, args)
@@ -59,6 +64,7 @@ class Worker:
         descriptor, name = tempfile.mkstemp(prefix="lora-autotune-worker-")
         os.close(descriptor)
         self._printed = Path(name)
+        self.warm = False
         setup, args = self._setup
         self._process = context.Process(
             target=_serve, args=(theirs, name, setup, args), daemon=True
@@ -110,6 +116,7 @@ class Worker:
             ready, reply = True, None
         self.busy = False
         if reply is not None:
+            self.warm = True
             worked, value = reply
             if not worked:
                 raise EvaluatorError(f"a worker's job failed unexpectedly:\n{value}")

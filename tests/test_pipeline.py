@@ -1,0 +1,449 @@
+"""The pipeline: what goes first, what waits, and what becomes of a worker's death.
+
+Its workers are fakes that finish when a test says so; tests/test_faults.py has real ones.
+"""
+
+from __future__ import annotations
+
+import math
+from multiprocessing import Pipe
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lora_autotune.errors import EvaluatorError
+from lora_autotune.evaluator import Platform
+from lora_autotune.evaluators import compiling, measuring, pipeline
+from lora_autotune.evaluators.compiling import Compiled
+from lora_autotune.evaluators.cuda import CudaEvaluator
+from lora_autotune.evaluators.measuring import Reply, Standings, Subject
+from lora_autotune.evaluators.pipeline import Lane, Pipeline
+from lora_autotune.evaluators.worker import Died
+from lora_autotune.space import DEFAULT_CONFIGS, Config
+from lora_autotune.task import DECODE, PREFILL, Instance, Task
+from lora_autotune.testing import check_evaluator
+from lora_autotune.trial import Failure, Measurement, relative_cost
+
+TASK = Task(kernel="shrink", K=1024, R=64, S=3, chunk_size=64)
+OTHER = Task(kernel="expand", K=1024, R=64, S=1, chunk_size=16)
+WORKLOAD = (DECODE, PREFILL)
+DEFAULT = DEFAULT_CONFIGS["shrink"]
+A, B, C, D = CONFIGS = [Config(BLOCK_N=n, BLOCK_K=64) for n in (16, 32, 64, 128)]
+REFUSED = Failure(kind="compile", message="no")
+TIMED_OUT = Died(timed_out=True, message="over its limit")
+KILLED = Died(timed_out=False, killed=True, message="the process died: killed by SIGKILL")
+CRASHED = Died(timed_out=False, message="the process died: killed by SIGSEGV")
+FINE = Compiled(compile_s=0.25)
+
+
+class Worker:
+    """A worker whose job is done when a test says so, or at once where it has an answer ready."""
+
+    remaining_s = 20.0
+    overdue = False
+
+    def __init__(self, answer=None) -> None:
+        self.connection, self._theirs = Pipe()
+        self.busy = False
+        self.warm = True
+        self.jobs: list = []
+        self.replaced = 0
+        self._answer = answer
+
+    def submit(self, job, *args, timeout_s, cpu_limit_s=math.inf):
+        assert not self.busy
+        self.busy = True
+        self.jobs.append(SimpleNamespace(name=job.__name__, args=args, cpu_limit_s=cpu_limit_s))
+        if self._answer is not None:
+            self.finish(self._answer(self.jobs[-1]))
+
+    def finish(self, result) -> None:
+        self._theirs.send(result)
+
+    def result(self):
+        self.busy = False
+        return self.connection.recv()
+
+    def replace(self) -> None:
+        self.replaced += 1
+        self.busy = False
+        while self.connection.poll():
+            self.connection.recv()
+
+    @property
+    def configs(self) -> list:
+        """The config of each job, in turn; those of a contest together."""
+        return [job.args[1] if job.name != "compile_config" else job.args[2] for job in self.jobs]
+
+
+def reply(*times_us: float) -> Reply:
+    return Reply(outcome=Measurement(times_us=times_us or (5.0, 200.0)))
+
+
+class Stage:
+    def __init__(self, compilers: int = 1, compiled=None, measured=None) -> None:
+        self.bench = Worker(measured)
+        self.compilers = [Worker(compiled) for _ in range(compilers)]
+        self.pipeline = Pipeline(self.bench, self.compilers)
+
+    def lane(self, task=TASK, *, patient=False) -> Lane:
+        return Lane(Subject(task=task, workload=WORKLOAD, seed=0, prune=True), patient)
+
+    def submit(self, lane, *configs) -> None:
+        for config in configs:
+            self.pipeline.submit(lane, config)
+
+    def compiled(self, result=FINE, worker=0) -> None:
+        self.compilers[worker].finish(result)
+        self.pipeline.pump(0)
+
+    def measured(self, result=None) -> None:
+        self.bench.finish(result or reply())
+        self.pipeline.pump(0)
+
+
+def outcomes(lane: Lane) -> dict:
+    return {trial.config: trial.outcome for trial in lane.finished}
+
+
+def test_the_default_overtakes_what_is_waiting_also_that_of_other_tasks():
+    stage = Stage()
+    one, two = stage.lane(), stage.lane(OTHER)
+    stage.submit(one, A, B)
+    stage.submit(two, C, DEFAULT_CONFIGS["expand"])
+    stage.submit(one, DEFAULT)
+    for _ in range(5):
+        stage.compiled(Compiled(compile_s=0.1, failure=REFUSED))
+    assert stage.compilers[0].configs == [A, DEFAULT, DEFAULT_CONFIGS["expand"], B, C]
+
+
+def test_as_many_compile_as_there_are_workers_while_one_is_measured():
+    stage = Stage(compilers=2)
+    lane = stage.lane()
+    stage.submit(lane, *CONFIGS)
+    assert [len(worker.jobs) for worker in stage.compilers] == [1, 1]
+    stage.compiled(worker=1)
+    assert stage.compilers[1].configs == [B, C]
+    assert stage.bench.configs == [B]
+    stage.compiled(worker=0)
+    assert stage.bench.configs == [B]
+    stage.measured()
+    assert stage.bench.configs == [B, A]
+    assert lane.in_flight == 3
+
+
+def test_a_slow_candidate_of_a_patient_lane_waits_until_nothing_else_does():
+    stage = Stage()
+    patient, other = stage.lane(patient=True), stage.lane(OTHER)
+    stage.submit(patient, A, B)
+    stage.submit(other, C)
+    stage.compiled(TIMED_OUT)
+    stage.submit(other, D)
+    for _ in range(3):
+        stage.compiled(Compiled(compile_s=0.1, failure=REFUSED))
+    worker = stage.compilers[0]
+    assert worker.configs == [A, B, C, D, A]
+    limits = [job.cpu_limit_s for job in worker.jobs]
+    assert limits == [pipeline.COMPILE_LIMIT_S] * 4 + [pipeline.PATIENT_COMPILE_LIMIT_S]
+    stage.compiled()
+    stage.measured()
+    assert isinstance(outcomes(patient)[A], Measurement)
+    assert patient.in_flight == 0
+
+
+@pytest.mark.parametrize("patient", [False, True])
+def test_a_candidate_over_its_last_limit_is_a_timeout_of_that_length(patient):
+    stage = Stage()
+    lane = stage.lane(patient=patient)
+    stage.submit(lane, A)
+    for _ in range(1 + patient):
+        stage.compiled(TIMED_OUT)
+    (trial,) = lane.finished
+    assert trial.outcome == Failure(kind="timeout", message="while compiling: over its limit")
+    limit_s = pipeline.PATIENT_COMPILE_LIMIT_S if patient else pipeline.COMPILE_LIMIT_S
+    assert trial.compile_s == limit_s
+
+
+@pytest.mark.parametrize(("died", "tries"), [(KILLED, 2), (CRASHED, 1)])
+def test_a_killed_compile_worker_is_excused_once_and_a_crashed_one_never(died, tries):
+    stage = Stage()
+    lane = stage.lane()
+    stage.submit(lane, A, B)
+    for _ in range(tries):
+        assert lane.in_flight == 2
+        stage.compiled(died)
+    assert stage.compilers[0].configs == [A] * tries + [B]
+    assert outcomes(lane) == {
+        A: Failure(kind="compile", message=f"while compiling: {died.message}")
+    }
+
+
+@pytest.mark.parametrize(("died", "tries"), [(KILLED, 2), (CRASHED, 1)])
+def test_a_killed_bench_worker_is_excused_once_and_a_crashed_one_never(died, tries):
+    stage = Stage()
+    lane = stage.lane()
+    stage.submit(lane, A)
+    stage.compiled()
+    for _ in range(tries):
+        assert lane.in_flight == 1
+        stage.measured(died)
+    assert stage.bench.configs == [A] * tries
+    assert outcomes(lane) == {A: Failure(kind="crash", message=f"while measuring: {died.message}")}
+
+
+def test_a_lost_context_costs_the_bench_worker():
+    stage = Stage()
+    lane = stage.lane()
+    stage.submit(lane, A)
+    stage.compiled()
+    crash = Failure(kind="crash", message="illegal address")
+    stage.measured(Reply(outcome=crash, context_lost=True))
+    assert stage.bench.replaced == 1
+    assert outcomes(lane) == {A: crash}
+
+
+def test_abandoning_a_task_leaves_the_others_alone():
+    stage = Stage(compilers=2)
+    gone, kept = stage.lane(), stage.lane(OTHER)
+    stage.submit(gone, A)
+    stage.submit(kept, A)
+    stage.compiled(worker=0)  # of the one that goes: it is on the bench now
+    stage.submit(gone, B, C)  # B compiles
+    stage.submit(kept, D)
+    stage.pipeline.abandon(gone)
+    assert (stage.bench.replaced, [w.replaced for w in stage.compilers]) == (1, [1, 0])
+    assert (gone.in_flight, kept.in_flight) == (0, 2)
+    assert [worker.configs[-1] for worker in stage.compilers] == [D, A]
+    stage.compiled(worker=1)
+    stage.measured()
+    stage.compiled(worker=0)
+    stage.measured()
+    assert set(outcomes(kept)) == {A, D}
+    assert not gone.finished
+
+
+def test_abandoning_a_task_that_has_the_bench_lets_the_next_one_on():
+    stage = Stage()
+    gone, kept = stage.lane(), stage.lane(OTHER)
+    stage.submit(gone, A)
+    stage.submit(kept, B)
+    stage.compiled()
+    stage.compiled()
+    stage.pipeline.abandon(gone)
+    assert stage.bench.configs == [A, B]
+
+
+def test_an_abandoned_task_forgets_what_nobody_collected():
+    stage = Stage()
+    lane = stage.lane()
+    stage.submit(lane, A)
+    stage.compiled(Compiled(compile_s=0.1, failure=REFUSED))
+    stage.pipeline.abandon(lane)
+    assert not lane.finished
+
+
+def test_trouble_of_one_task_is_not_that_of_another():
+    stage = Stage()
+    one, two = stage.lane(), stage.lane(OTHER)
+    stage.submit(one, A)
+    stage.submit(two, B)
+    stage.compiled()
+    stage.compiled()
+    stage.measured("does not fit")
+    stage.measured()
+    assert (one.trouble, two.trouble) == ("does not fit", None)
+    assert set(outcomes(two)) == {B}
+
+
+def automatic(*, compiled=None, contest=None) -> Stage:
+    """A stage whose workers answer at once."""
+    results = compiled or {}
+
+    def compile_config(job):
+        return results.get(job.args[2], FINE)
+
+    def bench(job):
+        if job.name == "measure":
+            return reply()
+        if contest is not None:
+            return contest
+        _, configs, rounds = job.args
+        return [[(float(config.BLOCK_N), 1.0)] * rounds for config in configs]
+
+    return Stage(compilers=2, compiled=compile_config, measured=bench)
+
+
+def test_measuring_again_compiles_what_an_earlier_process_measured():
+    stage = automatic()
+    lane = stage.lane()
+    lane.compiled.add(B)
+    results = stage.pipeline.remeasure(lane, [A, B, C, A], 2)
+    compiled = [config for worker in stage.compilers for config in worker.configs]
+    assert sorted(compiled, key=str) == sorted([A, C], key=str)
+    assert all(
+        job.cpu_limit_s == pipeline.PATIENT_COMPILE_LIMIT_S
+        for worker in stage.compilers
+        for job in worker.jobs
+    )
+    assert [job.name for job in stage.bench.jobs] == ["remeasure"]
+    assert results == [[(16.0, 1.0)] * 2, [(32.0, 1.0)] * 2, [(64.0, 1.0)] * 2, [(16.0, 1.0)] * 2]
+    assert lane.compiled == {A, B, C}
+    assert (lane.in_flight, list(lane.finished)) == (0, [])
+
+
+def test_measuring_again_gives_failures_for_what_cannot_be_compiled():
+    stage = automatic(compiled={A: Compiled(compile_s=1.0, failure=REFUSED), C: TIMED_OUT})
+    lane = stage.lane(patient=True)
+    results = stage.pipeline.remeasure(lane, [A, B, C], 2)
+    slow = Failure(kind="timeout", message="while compiling: over its limit")
+    assert results == [[REFUSED] * 2, [(32.0, 1.0)] * 2, [slow] * 2]
+    assert stage.bench.configs == [[B]]
+
+
+@pytest.mark.parametrize(
+    ("died", "kind", "tries"),
+    [(TIMED_OUT, "timeout", 1), (CRASHED, "crash", 1), (KILLED, "crash", 2)],
+)
+def test_a_contest_that_dies_is_a_failure_of_all_in_every_round(died, kind, tries):
+    stage = automatic(contest=died)
+    results = stage.pipeline.remeasure(stage.lane(), [A, B], 3)
+    failure = Failure(kind=kind, message=f"while measuring again: {died.message}")
+    assert results == [[failure] * 3] * 2
+    assert len(stage.bench.jobs) == tries
+
+
+def test_a_contest_that_does_not_fit_is_an_error_with_a_hint():
+    with pytest.raises(EvaluatorError, match=r"does not fit.*--tokens"):
+        automatic(contest="does not fit").pipeline.remeasure(automatic().lane(), [A], 3)
+
+
+def test_a_contest_goes_before_the_candidates_and_they_go_on_after_it():
+    stage = Stage(measured=lambda job: reply() if job.name == "measure" else [[(1.0, 1.0)]])
+    one, two = stage.lane(), stage.lane(OTHER)
+    one.compiled.add(A)
+    stage.submit(two, B, C)
+    stage.compiled()
+    stage.compilers[0].finish(FINE)
+    assert stage.pipeline.remeasure(one, [A], 1) == [[(1.0, 1.0)]]
+    while two.in_flight:
+        stage.pipeline.pump(0)
+    assert set(outcomes(two)) == {B, C}
+
+
+def test_nothing_to_wait_for_is_an_error():
+    with pytest.raises(EvaluatorError, match="nothing was submitted"):
+        Stage().pipeline.pump(0)
+
+
+def evaluator_of(stage: Stage, lane: Lane | None = None) -> CudaEvaluator:
+    machine = SimpleNamespace(
+        platform=Platform(device="made up", triton="3.6.0"),
+        compilers=stage.compilers,
+        gpu=SimpleNamespace(smem_bytes=232448),
+    )
+    return CudaEvaluator(machine, lane or stage.lane(), stage.pipeline)
+
+
+def test_the_evaluator_keeps_the_contract():
+    failing = Config(BLOCK_N=256, BLOCK_K=64)
+    foretold = Config(BLOCK_N=128, BLOCK_K=512, num_stages=5)
+
+    def make() -> CudaEvaluator:
+        return evaluator_of(automatic(compiled={failing: Compiled(compile_s=1.0, failure=REFUSED)}))
+
+    check_evaluator(make, [*CONFIGS, failing, foretold])
+
+
+@pytest.mark.parametrize("workers", [1, 3, 14])
+def test_it_has_something_to_measure_while_every_compiler_works(workers):
+    assert evaluator_of(Stage(compilers=workers)).capacity == workers + 4
+
+
+def test_a_foretold_failure_reaches_no_worker():
+    stage = Stage()
+    evaluator = evaluator_of(stage)
+    evaluator.submit(Config(BLOCK_N=128, BLOCK_K=512, num_stages=5))
+    trial = evaluator.poll(0)
+    assert trial.foretold
+    assert trial.outcome.kind == "resources"
+    assert stage.compilers[0].jobs == []
+    assert evaluator.poll(math.inf) is None
+
+
+def test_polling_does_not_wait_when_another_task_has_something_finished():
+    stage = automatic()
+    one, two = evaluator_of(stage), evaluator_of(stage, stage.lane(OTHER))
+    one.submit(A)
+    while two.poll(0) is None and one._lane.in_flight:
+        stage.pipeline.pump(0)
+    assert two.poll(10.0) is None  # nothing of its own is in flight
+    assert one.poll(0).config == A
+
+
+def test_the_first_candidates_are_timed_in_full_and_later_ones_against_the_best():
+    stage = Stage()
+    lane = stage.lane()
+    stage.submit(lane, A, DEFAULT, B, C)
+    for _ in range(4):
+        stage.compiled()
+    for times_us in [(4.0, 100.0), (10.0, 200.0), (5.0, 120.0), (6.0, 90.0)]:
+        stage.measured(reply(*times_us))
+    assert stage.bench.configs == [A, DEFAULT, B, C]
+    first, second, third, fourth = (job.args[2] for job in stage.bench.jobs)
+    assert first is second is None
+    assert third == Standings(default_us=(10.0, 200.0), fastest_us=(4.0, 100.0), best_cost=1.0)
+    assert fourth == Standings(default_us=(10.0, 200.0), fastest_us=(4.0, 100.0), best_cost=0.55)
+    assert lane.fastest_us == (4.0, 90.0)
+
+
+TIMES = st.floats(0.5, 5000)
+CONTESTS = st.lists(
+    st.tuples(st.floats(0.1, 10), TIMES, TIMES, TIMES), min_size=1, max_size=5
+)  # of each instance: its weight, the default's time, the fastest, the candidate's
+
+
+@given(CONTESTS, st.data(), st.floats(1.0, 3.0), st.floats(0.05, 1.0))
+def test_at_its_limit_and_as_fast_as_the_fastest_behind_it_costs_the_factor(
+    contest, data, factor, best_cost
+):
+    here = data.draw(st.integers(0, len(contest) - 1))
+    weights, default_us, fastest_us, own_us = zip(*contest, strict=True)
+    workload = tuple(Instance(tokens=i + 1, weight=w) for i, w in enumerate(weights))
+    standings = Standings(default_us=default_us, fastest_us=fastest_us, best_cost=best_cost)
+    limit_us = standings.limit_us(factor, own_us[:here], workload)
+    times_us = (*own_us[:here], limit_us, *fastest_us[here + 1 :])
+    cost = relative_cost(times_us, default_us, workload)
+    magnitude = max(1.0, *(own / base for own, base in zip(own_us, default_us, strict=True)))
+    assert cost == pytest.approx(factor * best_cost, rel=1e-9, abs=1e-9 * magnitude)
+
+
+@given(CONTESTS, st.floats(1.0, 3.0))
+def test_nothing_within_the_factor_of_the_best_is_ever_over_a_limit(contest, factor):
+    weights, default_us, _, own_us = zip(*contest, strict=True)
+    workload = tuple(Instance(tokens=i + 1, weight=w) for i, w in enumerate(weights))
+    cost = relative_cost(own_us, default_us, workload)
+    standings = Standings(default_us=default_us, fastest_us=own_us, best_cost=cost)
+    for here, own in enumerate(own_us):
+        limit_us = standings.limit_us(factor, own_us[:here], workload)
+        slack_us = 1e-9 * cost * sum(weights) / weights[here] * default_us[here]
+        assert own <= limit_us + slack_us
+
+
+def test_the_first_compile_of_a_worker_may_take_longer():
+    stage = Stage()
+    stage.compilers[0].warm = False
+    stage.submit(stage.lane(), A, B)
+    stage.compilers[0].warm = True
+    stage.compiled()
+    first, second = (job.cpu_limit_s for job in stage.compilers[0].jobs)
+    assert first == second + pipeline.WARM_UP_S
+
+
+def test_jobs_are_the_workers_own_functions():
+    stage = Stage()
+    stage.submit(stage.lane(), A)
+    stage.compiled()
+    assert stage.compilers[0].jobs[0].name == compiling.compile_config.__name__
+    assert stage.bench.jobs[0].name == measuring.measure.__name__
