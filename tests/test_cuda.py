@@ -219,7 +219,7 @@ def test_a_candidate_without_device_memory_is_a_failure_and_the_next_is_measured
 @on_gpu
 def test_a_task_too_large_for_the_gpu_is_an_error_and_others_go_on(machine, evaluator):
     task = Task(kernel="shrink", K=65536, R=64, S=3, chunk_size=128)
-    huge = machine.evaluator(task, (Instance(tokens=1 << 28),))
+    huge = machine.evaluator(task, (Instance(tokens=1 << 22),))
     huge.submit(DEFAULT)
     with pytest.raises(EvaluatorError, match="--tokens") as caught:
         huge.collect()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lora_autotune.errors import UsageError
+from lora_autotune.strategies.gp import GPStrategy
 from lora_autotune.strategies.grid import GridStrategy
 from lora_autotune.strategies.random import RandomStrategy
 from lora_autotune.strategies.tpe import TPEStrategy
@@ -13,12 +14,18 @@ from lora_autotune.testing import SPACE
 
 
 @pytest.mark.parametrize(
-    ("name", "factory"), [("grid", GridStrategy), ("random", RandomStrategy), ("tpe", TPEStrategy)]
+    ("name", "factory"),
+    [("gp", GPStrategy), ("grid", GridStrategy), ("random", RandomStrategy), ("tpe", TPEStrategy)],
 )
 def test_the_built_in_strategies_are_found_by_name(name, factory):
     assert strategy_factory(name) is factory
     assert isinstance(make_strategy(name, SPACE), factory)
     assert strategy_names()[name] == "built in"
+
+
+def test_auto_is_another_name_of_the_gaussian_process():
+    assert strategy_factory("auto") is GPStrategy
+    assert strategy_names()["auto"] == "built in: gp"
 
 
 @pytest.mark.parametrize("name", ["tpee", "", "TPE", "lora_autotune.strategies.tpe:TPEStrategy"])

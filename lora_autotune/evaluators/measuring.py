@@ -261,6 +261,12 @@ def _interleaved(
             timers[config] = [GraphTimer(bench, config) for bench in benches]
         except OutOfResources as error:
             timers[config] = Failure(kind="resources", message=str(error)[:300])
+    for config, graphs in timers.items():  # a fast one may have made the graphs of others too short
+        if not isinstance(graphs, Failure):
+            timers[config] = [
+                timer if timer.rotations == bench.rotations else GraphTimer(bench, config)
+                for timer, bench in zip(graphs, benches, strict=True)
+            ]
     results: list[list[tuple[float, ...] | Failure]] = [[] for _ in configs]
     for _ in range(rounds):
         for config, result in zip(configs, results, strict=True):

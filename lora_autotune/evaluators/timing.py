@@ -18,9 +18,10 @@ from lora_autotune.space import Config
 from lora_autotune.task import Instance, Task
 
 MAX_SETS = 64
-GRAPH_US = 2000.0
-"""Least time that a graph of the first candidate takes: that is the default, up to six times slower
-than the best, and starting a graph must weigh little for the best too."""
+GRAPH_US = 500.0
+"""About how long a graph of the fastest candidate takes, so that starting it weighs little: with a
+fifth of it, a 38 us kernel was timed up to 4% too slow on an H200. With four times as much, timing
+took longer than compiling."""
 
 REPLAYS = 9
 BEHIND = {2: 1.3, 4: 1.1}
@@ -36,8 +37,8 @@ class Bench:
 
     Attributes:
         sets: operands to rotate over; together at least twice the L2, or MAX_SETS.
-        rotations: times that a graph goes through the sets; alike for every candidate, so that what
-            starting a graph costs is too. 0: to be found out by the first.
+        rotations: times that a graph goes through the sets; alike for all candidates but those
+            before the fastest, so that what starting a graph costs is too. 0: not known yet.
     """
 
     task: Task
@@ -94,15 +95,22 @@ def make_bench(
 
 
 class GraphTimer:
-    """A CUDA graph of launches that can be timed again and again."""
+    """A CUDA graph of launches that can be timed again and again.
+
+    Attributes:
+        rotations: times that it goes through the bench's operands.
+    """
 
     def __init__(self, bench: Bench, config: Config) -> None:
         launches = bench.launches(config)
-        if bench.rotations == 0:
-            self._capture(launches)
-            self.time_us()  # warms up
-            bench.rotations = math.ceil(GRAPH_US / (self.time_us() * len(launches)))
-        self._capture(launches * bench.rotations)
+        self.rotations = max(1, bench.rotations)
+        self._capture(launches * self.rotations)
+        self.time_us()  # warms up
+        took_us = self.time_us() * self._count
+        if took_us < GRAPH_US / 2 or bench.rotations == 0:
+            bench.rotations = math.ceil(GRAPH_US * self.rotations / took_us)
+            self.rotations = bench.rotations
+            self._capture(launches * self.rotations)
 
     def _capture(self, launches: Sequence[Launch]) -> None:
         self._count = len(launches)
@@ -126,10 +134,10 @@ def median_time_us(timer: GraphTimer, limits_us: Mapping[int, float]) -> tuple[f
     """Median microseconds of one launch, and whether it stopped early.
 
     Args:
-        timer: what is timed; its first replay warms up.
+        timer: what is timed.
         limits_us: number of replays -> the time over which no more are made.
     """
-    timer.time_us()
+    timer.time_us()  # warms up
     times_us: list[float] = []
     while len(times_us) < REPLAYS:
         times_us.append(timer.time_us())
