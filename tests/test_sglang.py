@@ -142,7 +142,9 @@ def test_the_entry_point_is_installed() -> None:
     assert found.load() is activate
 
 
-@pytest.mark.parametrize(("mode", "hooked"), [("kernels", "11111111"), ("", "11110000"), ("off", "00000000")])
+@pytest.mark.parametrize(
+    ("mode", "hooked"), [("kernels", "11111111"), ("", "11110000"), ("off", "00000000")]
+)
 def test_what_is_hooked(mode: str, hooked: str) -> None:
     found, _, log = state(mode)
     assert found == hooked
