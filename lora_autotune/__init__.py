@@ -20,11 +20,12 @@ if TYPE_CHECKING:
         get_lora_expand_config,
         get_lora_shrink_config,
     )
+    from lora_autotune.result import Progress, TuningResult, write_result
     from lora_autotune.space import DEFAULT_CONFIGS, Config, SearchSpace, named_space
     from lora_autotune.strategy import Strategy, StrategyOptions, make_strategy
     from lora_autotune.task import Instance, Task, default_workload
     from lora_autotune.trial import Failure, Measurement, Pruned, Trial
-    from lora_autotune.tuner import Job, Progress, TuningResult, tune, tune_all, write_result
+    from lora_autotune.tuner import Job, tune, tune_all
 
 __version__ = "0.1.0"
 
@@ -39,11 +40,12 @@ _HOMES = {
         "get_lora_expand_config",
         "get_lora_shrink_config",
     ),
+    "result": ("Progress", "TuningResult", "write_result"),
     "space": ("DEFAULT_CONFIGS", "Config", "SearchSpace", "named_space"),
     "strategy": ("Strategy", "StrategyOptions", "make_strategy"),
     "task": ("Instance", "Task", "default_workload"),
     "trial": ("Failure", "Measurement", "Pruned", "Trial"),
-    "tuner": ("Job", "Progress", "TuningResult", "tune", "tune_all", "write_result"),
+    "tuner": ("Job", "tune", "tune_all"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

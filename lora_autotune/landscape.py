@@ -154,11 +154,7 @@ def _get(values: Mapping[str, Any], name: str, *kinds: type) -> Any:
 
 def _identity(task: Task, platform: Platform) -> dict[str, Any]:
     return {
-        "kernel": task.kernel,
-        "K": task.K,
-        "R": task.R,
-        "S": task.S,
-        "chunk_size": task.chunk_size,
+        **task.as_dict(),
         "dtype": task.dtype,
         "slice_offsets": None if task.slice_offsets is None else list(task.slice_offsets),
         "device": platform.device,

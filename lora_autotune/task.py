@@ -211,6 +211,16 @@ class Task:
             parts.append("slices=" + "+".join(str(b - a) for a, b in widths))
         return ",".join(parts)
 
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: what a config file's entry is found by."""
+        return {
+            "kernel": self.kernel,
+            "K": self.K,
+            "R": self.R,
+            "S": self.S,
+            "chunk_size": self.chunk_size,
+        }
+
     def __str__(self) -> str:
         return f"{self.kernel} K={self.K} R={self.R} S={self.S} chunk {self.chunk_size}"
 

@@ -34,9 +34,10 @@ def main() -> None:
     arguments = parser.parse_args()
     start_fork_server()  # it imports torch while this process does
     from lora_autotune.evaluators.cuda import CudaMachine
+    from lora_autotune.result import Progress
     from lora_autotune.space import named_space
     from lora_autotune.task import default_workload
-    from lora_autotune.tuner import Job, Progress, tune_all
+    from lora_autotune.tuner import Job, tune_all
 
     reached = {"imports": age_s()}
 

@@ -13,6 +13,7 @@ import pytest
 from lora_autotune.errors import EvaluatorError, UsageError
 from lora_autotune.evaluator import Platform
 from lora_autotune.journal import Journal
+from lora_autotune.result import TuningResult, write_result
 from lora_autotune.search import MAX_FRUITLESS_ASKS
 from lora_autotune.space import DEFAULT_CONFIGS, Config, SearchSpace
 from lora_autotune.task import PREFILL, Task
@@ -20,11 +21,9 @@ from lora_autotune.trial import Failure, Measurement, Pruned, Trial
 from lora_autotune.tuner import (
     HINTS,
     Job,
-    TuningResult,
     default_trials,
     tune,
     tune_all,
-    write_result,
 )
 
 TASK = Task(kernel="shrink", K=1024, R=64, S=3, chunk_size=64)

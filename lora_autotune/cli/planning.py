@@ -148,11 +148,7 @@ def _platform_meant(arguments: Any) -> Platform | None:
 def _as_json(planned: Planned) -> dict[str, Any]:
     task = planned.task
     return {
-        "kernel": task.kernel,
-        "K": task.K,
-        "R": task.R,
-        "S": task.S,
-        "chunk_size": task.chunk_size,
+        **task.as_dict(),
         "dtype": task.dtype,
         "instances": [instance.as_dict() for instance in planned.workload],
         "configs": planned.configs,

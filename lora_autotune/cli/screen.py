@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
+from lora_autotune.result import Progress as TuningProgress
+from lora_autotune.result import TuningResult
 from lora_autotune.task import Task
-from lora_autotune.tuner import Progress as TuningProgress
-from lora_autotune.tuner import TuningResult
 
 
 class Screen:

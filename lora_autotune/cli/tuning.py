@@ -24,10 +24,11 @@ from lora_autotune.errors import UsageError
 from lora_autotune.evaluator import Evaluator
 from lora_autotune.journal import Journal
 from lora_autotune.landscape import Landscape, read_landscape
+from lora_autotune.result import TuningResult, write_result
 from lora_autotune.space import SearchSpace, named_space
 from lora_autotune.strategy import strategy_factory
 from lora_autotune.task import Task
-from lora_autotune.tuner import AT_ONCE, Job, TuningResult, tune_all, write_result
+from lora_autotune.tuner import AT_ONCE, Job, tune_all
 
 COMMAND_VARIABLE = "LORA_AUTOTUNE_COMMAND"
 """Set by a script that stands for ``lora-autotune tune``, so that the user is told that name."""
@@ -200,11 +201,7 @@ def _as_json(result: TuningResult, file: Path | None) -> dict[str, Any]:
     task, selection = result.task, result.selection
     pairs = zip(result.workload, selection.times_us, strict=False)
     return {
-        "kernel": task.kernel,
-        "K": task.K,
-        "R": task.R,
-        "S": task.S,
-        "chunk_size": task.chunk_size,
+        **task.as_dict(),
         "config": None if selection.config is None else selection.config.as_dict(),
         "time_us": result.time_us,
         "default_us": result.default_us,
