@@ -450,7 +450,7 @@ print(*launched)
 
 
 def test_hooked_on_a_real_batch_our_kernels_compute_the_reference() -> None:
-    output, log = server(IN_THE_INTERPRETER, TRITON_INTERPRET="1")
+    output, log = server(IN_THE_INTERPRETER, TRITON_INTERPRET="1", **{MODE_VARIABLE: "kernels"})
     assert output.split() == ["shrink_forward", "expand_forward"] * 3
     assert "goes back" not in log
     assert "LoRA expand K=72 R=16 S=3 chunk size 16: lora_autotune's kernel with" in log
