@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lora_autotune.benchmark import benchmark_expand_config, benchmark_shrink_config
     from lora_autotune.errors import LoraAutotuneError
     from lora_autotune.evaluator import Evaluator, Platform
     from lora_autotune.loader import (
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "benchmark": ("benchmark_expand_config", "benchmark_shrink_config"),
     "errors": ("LoraAutotuneError",),
     "evaluator": ("Evaluator", "Platform"),
     "loader": (
@@ -70,6 +72,8 @@ __all__ = [
     "Trial",
     "TuningResult",
     "__version__",
+    "benchmark_expand_config",
+    "benchmark_shrink_config",
     "default_workload",
     "get_lora_config_file_name",
     "get_lora_configs",

@@ -21,7 +21,7 @@ LAYERS = (
     {"strategy", "evaluator", "loader", "model", "workload"},
     {"landscape", "kernels"},
     {"strategies", "journal", "selection", "evaluators", "recorder", "search", "neighbours"},
-    {"result"},
+    {"result", "benchmark"},
     {"tuner", "doctor", "sglang"},
     {"testing"},
     {"__init__"},
