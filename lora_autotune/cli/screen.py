@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -116,7 +117,8 @@ class Screen:
         for file in files:
             self.say(f"wrote {file}")
         if files:
-            self.say(f"to serve with them: export SGLANG_LORA_CONFIG_DIR={out.resolve()}")
+            root = shlex.quote(str(out.resolve()))
+            self.say(f"to serve with them: export SGLANG_LORA_CONFIG_DIR={root}")
 
 
 def _column(times_us: Sequence[float]) -> str:
