@@ -218,10 +218,10 @@ def _read_trial(line: Mapping[str, Any], instances: int) -> Trial:
         )
     resources = None
     if line.get("registers") is not None:
-        rest = {"spill_bytes": 0, "smem_bytes": 0, **line}
+        rest = {"spill_words": 0, "smem_bytes": 0, **line}
         resources = Resources(
             registers=_get(line, "registers", int),
-            spill_bytes=_get(rest, "spill_bytes", int),
+            spill_words=_get(rest, "spill_words", int),
             smem_bytes=_get(rest, "smem_bytes", int),
         )
     return Trial(
@@ -250,6 +250,6 @@ def _trial_line(trial: Trial) -> dict[str, Any]:
         line["compile_s"] = trial.compile_s
     if trial.resources is not None:
         line["registers"] = trial.resources.registers
-        line["spill_bytes"] = trial.resources.spill_bytes
+        line["spill_words"] = trial.resources.spill_words
         line["smem_bytes"] = trial.resources.smem_bytes
     return line

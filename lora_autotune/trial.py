@@ -28,12 +28,12 @@ class Resources:
 
     Attributes:
         registers: registers per thread.
-        spill_bytes: bytes of registers spilled to local memory, per thread.
+        spill_words: words of four bytes spilled to local memory, per thread: Triton's ``n_spills``.
         smem_bytes: shared memory per program.
     """
 
     registers: int
-    spill_bytes: int
+    spill_words: int
     smem_bytes: int
 
 

@@ -1,6 +1,6 @@
 """How long tuning takes, and whether its winners are worth it: ours against the published protocol.
 
-    bench_tuning.py [reference] [wide] [model] [--out FILE]
+    PYTHONPATH=. python scripts/bench_tuning.py [reference] [wide] [model] [--out FILE]
 
 reference: the reference grid of two tasks, by `grid` and by the published protocol.
 wide:      the same two tasks, by the default strategy on the wide space, and by the protocol on the
@@ -38,7 +38,7 @@ from lora_autotune.landscape import read_landscape
 from lora_autotune.model import load_model_shape, tasks_for
 from lora_autotune.space import DEFAULT_CONFIGS, Config
 from lora_autotune.task import Task, default_workload
-from lora_autotune.trial import relative_cost
+from lora_autotune.trial import Failure, relative_cost
 
 SCRIPTS = Path(__file__).resolve().parent
 MODEL, RANK = "Qwen3-0.6B", 64
@@ -125,7 +125,11 @@ def side_by_side(winners: Winners) -> list[dict[str, Any]]:
             configs = [default, *sides.values(), default]
             workload = default_workload(task.chunk_size)
             evaluator = machine.evaluator(task, workload)
-            first, *series, last = evaluator.remeasure(configs, rounds=ROUNDS)
+            results = evaluator.remeasure(configs, rounds=ROUNDS)
+            if any(isinstance(one, Failure) for times in results for one in times):
+                print(f"{task}: a side failed when it was measured again", file=sys.stderr)
+                continue
+            first, *series, last = results
             base = [
                 tuple((a + b) / 2 for a, b in zip(*pair, strict=True))
                 for pair in zip(first, last, strict=True)
@@ -189,10 +193,13 @@ def main() -> None:
     if "model" in jobs:
         winners["model"] = found = _of_model("model", bench)
         add("model, reference", list(found)[::3], "tune_tasks.py", *on_reference)
-    rows = side_by_side(winners)
-    show(bench, rows)
-    if arguments.out is not None:
-        arguments.out.write_text(json.dumps({"sides": bench.rows, "winners": rows}, indent=1))
+    rows: list[dict[str, Any]] = []
+    try:
+        rows = side_by_side(winners)
+    finally:  # the sides took minutes
+        show(bench, rows)
+        if arguments.out is not None:
+            arguments.out.write_text(json.dumps({"sides": bench.rows, "winners": rows}, indent=1))
 
 
 if __name__ == "__main__":

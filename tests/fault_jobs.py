@@ -100,7 +100,7 @@ def measure(
             coarse = coarse or time_us > limit_us
     return Reply(
         outcome=Measurement(times_us=outcome.times_us, coarse=coarse),
-        resources=Resources(registers=32, spill_bytes=0, smem_bytes=1024),
+        resources=Resources(registers=32, spill_words=0, smem_bytes=1024),
     )
 
 

@@ -275,7 +275,6 @@ def test_a_fault_while_compiling_is_the_failure_of_its_candidate(
 ):
     if kind == "timeout":
         monkeypatch.setattr(pipeline, "COMPILE_LIMIT_S", 0.4)
-        monkeypatch.setattr(pipeline, "WARM_UP_S", 0.0)
         monkeypatch.setattr(pipeline, "PATIENT_COMPILE_LIMIT_S", 1.2)
         monkeypatch.setattr(pipeline, "COMPILE_TIMEOUT_S", 1.5 if fault != "computes" else 60.0)
     config = losers(SHRINK)[0]
@@ -291,7 +290,6 @@ def test_what_compiles_slowly_is_measured_last_by_a_grid_and_given_up_by_others(
     stage, monkeypatch, patient
 ):
     monkeypatch.setattr(pipeline, "COMPILE_LIMIT_S", 0.4)
-    monkeypatch.setattr(pipeline, "WARM_UP_S", 0.0)
     config = losers(SHRINK)[0]
     stage.tune([SHRINK], patient=patient, compiling={(SHRINK.task, config): "computes a little"})
     trials = {trial.config: trial for trial in stage.records[SHRINK.task].trials}
@@ -374,7 +372,6 @@ def test_where_nothing_can_be_measured_it_is_one_clear_error(stage, fault, words
 
 def test_faults_of_three_tasks_at_once_stay_with_their_candidates(stage, monkeypatch):
     monkeypatch.setattr(pipeline, "COMPILE_LIMIT_S", 0.5)
-    monkeypatch.setattr(pipeline, "WARM_UP_S", 0.0)
     monkeypatch.setattr(pipeline, "PATIENT_COMPILE_LIMIT_S", 0.7)
     monkeypatch.setattr(pipeline, "MEASURE_TIMEOUT_S", 1.5)
     kinds = {}

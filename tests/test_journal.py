@@ -34,7 +34,7 @@ TRIALS = [
         config=Config(BLOCK_N=32, BLOCK_K=32, num_warps=4, num_stages=2, maxnreg=96),
         outcome=Measurement(times_us=(0.1 + 0.2, 1e-7), coarse=True),
         compile_s=0.57,
-        resources=Resources(registers=96, spill_bytes=8, smem_bytes=16384),
+        resources=Resources(registers=96, spill_words=8, smem_bytes=16384),
     ),
     Trial(
         config=Config(BLOCK_N=64, BLOCK_K=32, num_warps=4, num_stages=2),

@@ -83,7 +83,7 @@ def test_what_a_recorder_adds_is_kept_or_ignored(tmp_path):
     rich = {
         **MEASURED,
         "registers": 64,
-        "spill_bytes": 8,
+        "spill_words": 8,
         "smem_bytes": 4096,
         "coarse": True,
         "spread": 0.01,
@@ -91,7 +91,7 @@ def test_what_a_recorder_adds_is_kept_or_ignored(tmp_path):
     header = {**HEADER, "driver": "580.1", "date": "2026-01-01"}
     landscape = read(tmp_path, header, DEFAULT, rich, FAILED)
     trial = landscape.trials[Config(**FIRST)]
-    assert trial.resources == Resources(registers=64, spill_bytes=8, smem_bytes=4096)
+    assert trial.resources == Resources(registers=64, spill_words=8, smem_bytes=4096)
     assert trial.outcome == Measurement(times_us=(58.9,), coarse=True)
     assert landscape.note == {"driver": "580.1", "date": "2026-01-01"}
     write_landscape(tmp_path / "again.jsonl", landscape)
@@ -270,7 +270,7 @@ def landscapes(draw):
     needs = st.builds(
         Resources,
         registers=st.integers(0, 255),
-        spill_bytes=st.integers(0, 9999),
+        spill_words=st.integers(0, 9999),
         smem_bytes=st.integers(0, 9999),
     )
     trials = {

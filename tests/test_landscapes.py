@@ -6,7 +6,7 @@ import pytest
 
 import lora_autotune.landscape
 from lora_autotune.evaluators.bounds import foretold_failure
-from lora_autotune.evaluators.measuring import MAX_SPILL_BYTES
+from lora_autotune.evaluators.measuring import MAX_SPILL_WORDS
 from lora_autotune.evaluators.pipeline import COMPILE_LIMIT_S
 from lora_autotune.evaluators.replay import ReplayEvaluator
 from lora_autotune.landscape import read_landscape, write_landscape
@@ -44,7 +44,7 @@ def test_no_pruning_rule_drops_a_config_within_five_percent_of_the_best(file):
     assert near
     for trial in near:
         assert trial.resources is not None
-        assert trial.resources.spill_bytes <= MAX_SPILL_BYTES
+        assert trial.resources.spill_words <= MAX_SPILL_WORDS
         # Recorded are seconds of wall time on busy cores: no less than seconds of computing.
         assert trial.compile_s < COMPILE_LIMIT_S
 

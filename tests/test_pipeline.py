@@ -431,14 +431,24 @@ def test_nothing_within_the_factor_of_the_best_is_ever_over_a_limit(contest, fac
         assert own <= limit_us + slack_us
 
 
-def test_the_first_compile_of_a_worker_may_take_longer():
+def test_a_new_worker_warms_up_before_its_first_candidate():
     stage = Stage()
-    stage.compilers[0].warm = False
+    (worker,) = stage.compilers
+    worker.warm = False
     stage.submit(stage.lane(), A, B)
-    stage.compilers[0].warm = True
+    worker.warm = True
+    stage.compiled(None)
     stage.compiled()
-    first, second = (job.cpu_limit_s for job in stage.compilers[0].jobs)
-    assert first == second + pipeline.WARM_UP_S
+    names = [job.name for job in worker.jobs]
+    assert names == ["warm_up", "compile_config", "compile_config"]
+    assert worker.jobs[0].cpu_limit_s == math.inf
+    assert stage.bench.configs == [A]
+
+
+def test_the_default_has_time_to_compile():
+    stage = Stage()
+    stage.submit(stage.lane(), DEFAULT)
+    assert stage.compilers[0].jobs[0].cpu_limit_s == pipeline.PATIENT_COMPILE_LIMIT_S
 
 
 def test_jobs_are_the_workers_own_functions():

@@ -104,7 +104,7 @@ def test_a_trial_crosses_processes(outcome):
         config=Config(BLOCK_N=16, BLOCK_K=64),
         outcome=outcome,
         compile_s=0.5,
-        resources=Resources(registers=64, spill_bytes=0, smem_bytes=1024),
+        resources=Resources(registers=64, spill_words=0, smem_bytes=1024),
     )
     again = pickle.loads(pickle.dumps(trial))
     assert again == trial

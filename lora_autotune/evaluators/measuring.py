@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -20,7 +20,7 @@ from lora_autotune.evaluators.timing import (
     make_bench,
     median_time_us,
 )
-from lora_autotune.space import Config
+from lora_autotune.space import DEFAULT_CONFIGS, Config
 from lora_autotune.task import Task, Workload
 from lora_autotune.trial import (
     Failure,
@@ -31,7 +31,7 @@ from lora_autotune.trial import (
     relative_cost,
 )
 
-MAX_SPILL_BYTES = 256
+MAX_SPILL_WORDS = 256
 """On the shipped landscapes every config that spills more is over 1.2 times the best's time."""
 
 MAX_PREPARED = 12
@@ -106,22 +106,17 @@ class _Prepared:
     generator: torch.Generator
 
 
-@dataclass(slots=True)
-class _State:
-    gpu: Gpu
-    prepared: dict[Subject, _Prepared] = field(default_factory=dict)
-
-
-_state: _State
+_operands: dict[Subject, _Prepared] = {}
+_gpu: Gpu
 
 
 def set_up(cache_dir: str) -> None:
     """Open the GPU, and take compiled kernels from a Triton cache."""
-    global _state  # noqa: PLW0603 - a worker process has one state, set once
+    global _gpu  # noqa: PLW0603 - a worker process has one state, set once
     os.environ["TRITON_CACHE_DIR"] = cache_dir
     if torch.cuda.is_available():
         try:
-            _state = _State(gpu=_describe())
+            _gpu = _describe()
         except RuntimeError as error:  # a GPU that is full, or lost: this process is of no use
             raise SystemExit(str(error).splitlines()[0]) from error
 
@@ -131,7 +126,7 @@ def describe() -> Gpu | str:
     if not torch.cuda.is_available():
         built = "has no CUDA in it" if torch.version.cuda is None else "sees no CUDA device"
         return f"torch {torch.__version__} {built}"
-    return _state.gpu
+    return _gpu
 
 
 def _describe() -> Gpu:
@@ -149,20 +144,20 @@ def _describe() -> Gpu:
 
 def _prepare(subject: Subject) -> _Prepared:
     """A subject's operands on the GPU; the longest unused go where there is no room."""
-    prepared = _state.prepared.pop(subject, None)
+    prepared = _operands.pop(subject, None)
     if prepared is None:
         try:
             prepared = _prepared(subject)
         except torch.OutOfMemoryError:
-            _state.prepared.clear()
+            _operands.clear()
             torch.cuda.empty_cache()
             try:
                 prepared = _prepared(subject)
             except torch.OutOfMemoryError as error:
                 raise TooLargeError(str(error).splitlines()[0]) from error
-    _state.prepared[subject] = prepared
-    if len(_state.prepared) > MAX_PREPARED:
-        del _state.prepared[next(iter(_state.prepared))]
+    _operands[subject] = prepared
+    if len(_operands) > MAX_PREPARED:
+        del _operands[next(iter(_operands))]
     return prepared
 
 
@@ -171,8 +166,8 @@ def _prepared(subject: Subject) -> _Prepared:
         make_bench(
             subject.task,
             instance,
-            l2_bytes=_state.gpu.l2_bytes,
-            multiprocessors=_state.gpu.multiprocessors,
+            l2_bytes=_gpu.l2_bytes,
+            multiprocessors=_gpu.multiprocessors,
             seed=subject.seed + i,
         )
         for i, instance in enumerate(subject.workload)
@@ -193,38 +188,51 @@ def measure(subject: Subject, config: Config, standings: Standings | None) -> Re
         What came of it; or why the subject cannot be measured at all.
     """
     try:
-        prepared = _prepare(subject)
-        resources = _checked_resources(subject.task, config, prepared)
-        if isinstance(resources, Reply):
-            return resources
-        if subject.prune and resources.spill_bytes > MAX_SPILL_BYTES:
-            rule = f"spills {resources.spill_bytes} bytes a thread, over {MAX_SPILL_BYTES}"
-            return Reply(outcome=Pruned(rule=rule), resources=resources)
-        times_us: list[float] = []
-        coarse = []
-        for bench in prepared.benches:
-            limits_us = {}
-            if subject.prune and standings is not None:
-                limits_us = {
-                    replays: standings.limit_us(factor, times_us, subject.workload)
-                    for replays, factor in BEHIND.items()
-                }
-            time_us, stopped = median_time_us(GraphTimer(bench, config), limits_us)
-            times_us.append(time_us)
-            coarse.append(stopped)
-        outcome = Measurement(times_us=tuple(times_us), coarse=any(coarse))
-        return Reply(outcome=outcome, resources=resources)
+        return _measured(subject, config, standings)
+    except torch.OutOfMemoryError as error:
+        if len(_operands) < 2:
+            failure = Failure(kind="memory", message=str(error).splitlines()[0])
+            return Reply(outcome=failure)
+        # It may be the operands of other subjects that fill the GPU.
+        for other in set(_operands) - {subject}:
+            del _operands[other]
+        torch.cuda.empty_cache()
+        return measure(subject, config, standings)
     except TooLargeError as error:
         return f"the workload does not fit the GPU's memory: {error}"
     except OutOfResources as error:
         return Reply(outcome=Failure(kind="resources", message=str(error)[:300]))
-    except torch.OutOfMemoryError as error:
-        return Reply(outcome=Failure(kind="memory", message=str(error).splitlines()[0]))
     except RuntimeError as error:
         if "CUDA" not in str(error) and "Triton Error" not in str(error):
             raise
         message = str(error).splitlines()[0][:300]
         return Reply(outcome=Failure(kind="crash", message=message), context_lost=True)
+
+
+def _measured(subject: Subject, config: Config, standings: Standings | None) -> Reply:
+    prepared = _prepare(subject)
+    resources = _checked_resources(subject.task, config, prepared)
+    if isinstance(resources, Reply):
+        return resources
+    default = DEFAULT_CONFIGS[subject.task.kernel]
+    hopeless = resources.spill_words > MAX_SPILL_WORDS and config != default
+    if subject.prune and hopeless:
+        rule = f"spills {resources.spill_words} words a thread, over {MAX_SPILL_WORDS}"
+        return Reply(outcome=Pruned(rule=rule), resources=resources)
+    times_us: list[float] = []
+    coarse = []
+    for bench in prepared.benches:
+        limits_us = {}
+        if subject.prune and standings is not None:
+            limits_us = {
+                replays: standings.limit_us(factor, times_us, subject.workload)
+                for replays, factor in BEHIND.items()
+            }
+        time_us, stopped = median_time_us(GraphTimer(bench, config), limits_us)
+        times_us.append(time_us)
+        coarse.append(stopped)
+    outcome = Measurement(times_us=tuple(times_us), coarse=any(coarse))
+    return Reply(outcome=outcome, resources=resources)
 
 
 def _checked_resources(task: Task, config: Config, prepared: _Prepared) -> Resources | Reply:
@@ -234,8 +242,8 @@ def _checked_resources(task: Task, config: Config, prepared: _Prepared) -> Resou
         wrong = difference_from_reference(task, config, walk, prepared.generator)
         if wrong is not None:
             return Reply(outcome=Failure(kind="wrong", message=wrong))
-    registers, spill_bytes, smem_bytes = (max(column) for column in zip(*found, strict=True))
-    return Resources(registers=registers, spill_bytes=spill_bytes, smem_bytes=smem_bytes)
+    registers, spill_words, smem_bytes = (max(column) for column in zip(*found, strict=True))
+    return Resources(registers=registers, spill_words=spill_words, smem_bytes=smem_bytes)
 
 
 def remeasure(

@@ -33,9 +33,6 @@ COMPILE_LIMIT_S = 1.5
 """Seconds of computing that a candidate's compiling may take. On the shipped landscapes no config
 within 5% of the best took over 1.2 s, and shrink's slower ones were half of all compiling."""
 
-WARM_UP_S = 1.0
-"""What a worker's first compile may take on top: it reads Triton itself to name its cache."""
-
 PATIENT_COMPILE_LIMIT_S = 30.0
 """The same for a lane that wants every candidate measured; they wait until nothing else does."""
 
@@ -96,7 +93,7 @@ class _Candidate:
     """A config on its way.
 
     Attributes:
-        slow: it has been over the limit, and may take longer now.
+        slow: it may take longer, because it has been over the limit or cannot be done without.
         timed: it is to be measured once it is compiled.
         killed: somebody killed the worker that had it; one more such death is its own failure.
         compiled: what came of compiling it.
@@ -135,13 +132,12 @@ class Pipeline:
         self._on_bench: _Candidate | _Contest | None = None
 
     def submit(self, lane: Lane, config: Config) -> None:
-        """Send a candidate on its way; the default, which all are compared with, goes first."""
+        """Send a candidate on its way; the default goes first and has time: all must beat it."""
         lane.in_flight += 1
-        candidate = _Candidate(lane, config)
         if config == DEFAULT_CONFIGS[lane.subject.task.kernel]:
-            self._waiting.appendleft(candidate)
+            self._waiting.appendleft(_Candidate(lane, config, slow=True))
         else:
-            self._waiting.append(candidate)
+            self._waiting.append(_Candidate(lane, config))
         self._feed()
 
     def abandon(self, lane: Lane) -> None:
@@ -232,6 +228,9 @@ class Pipeline:
 
     def _compile(self, worker: Worker, candidate: _Candidate) -> None:
         self._compiling[worker] = candidate
+        if not worker.warm:
+            worker.submit(compiling.warm_up, timeout_s=COMPILE_TIMEOUT_S)
+            return
         subject = candidate.lane.subject
         limit_s = PATIENT_COMPILE_LIMIT_S if candidate.slow else COMPILE_LIMIT_S
         worker.submit(
@@ -240,13 +239,17 @@ class Pipeline:
             subject.workload,
             candidate.config,
             timeout_s=COMPILE_TIMEOUT_S,
-            cpu_limit_s=limit_s if worker.warm else limit_s + WARM_UP_S,
+            cpu_limit_s=limit_s,
         )
 
     def _receive(self, worker: Worker) -> None:
         """Take in what a worker has finished, or how it ended."""
         if worker in self._compiling:
-            self._receive_compiled(self._compiling.pop(worker), worker.result())
+            candidate, result = self._compiling.pop(worker), worker.result()
+            if result is None:  # it has warmed up
+                self._compile(worker, candidate)
+            else:
+                self._receive_compiled(candidate, result)
             return
         job, self._on_bench = self._on_bench, None
         result = worker.result()

@@ -147,5 +147,5 @@ def median_time_us(timer: GraphTimer, limits_us: Mapping[int, float]) -> tuple[f
 
 
 def compiled_resources(kernel: Any) -> tuple[int, int, int]:
-    """(registers, spill bytes, shared-memory bytes) of a kernel that Triton has loaded."""
+    """(registers, spilled words, shared-memory bytes) of a kernel that Triton has loaded."""
     return kernel.n_regs, kernel.n_spills, kernel.metadata.shared
