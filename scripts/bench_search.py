@@ -1,7 +1,7 @@
 """How good the search is, by replay and without a GPU: ours, plain Optuna's and Kernel Tuner's.
 
-    bench_search.py [--seeds N] [--landscapes WORD..] [--strategies WORD..] [--jobs N]
-                    [--without-kernel-tuner]
+    PYTHONPATH=. python scripts/bench_search.py [--seeds N] [--landscapes WORD..]
+        [--strategies WORD..] [--jobs N] [--without-kernel-tuner]
 
 Prints, for each landscape and for the mean over them, the regret after 30 and after 50 configs and
 how many configs it takes to come within 1% of the best. Regret: the best cost so far over the
