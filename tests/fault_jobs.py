@@ -228,7 +228,7 @@ def _crowded_device() -> Any:
     return mock.patch.multiple(
         measuring,
         create=True,
-        _state=measuring._State(gpu=H200),
+        _gpu=H200,
         make_bench=_raise(torch.OutOfMemoryError("CUDA out of memory. Tried much.\nAdvice")),
     )
 
