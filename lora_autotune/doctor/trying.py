@@ -11,11 +11,8 @@ from typing import Any
 from lora_autotune.errors import EvaluatorError
 from lora_autotune.evaluators.worker import Died, Worker
 from lora_autotune.space import DEFAULT_CONFIGS
-from lora_autotune.task import Instance, Task
+from lora_autotune.task import Instance
 from lora_autotune.trial import Measurement
-
-_TASK = Task(kernel="shrink", K=1024, R=16, S=1, chunk_size=16)
-_WORKLOAD = (Instance(tokens=32, adapters=2),)
 
 
 def report(folder: str, timeout_s: float) -> None:
@@ -98,12 +95,16 @@ def _devices() -> dict[str, Any]:
 def _try_kernel() -> dict[str, Any]:
     """Compile, check and time the default of a small task."""
     try:
-        from lora_autotune.evaluators.cuda import CudaMachine
+        from lora_autotune.benchmark import benchmark_shrink_config
 
-        with CudaMachine(compile_workers=1) as machine:
-            evaluator = machine.evaluator(_TASK, _WORKLOAD)
-            evaluator.submit(DEFAULT_CONFIGS[_TASK.kernel])
-            outcome = evaluator.collect().outcome
+        outcome = benchmark_shrink_config(
+            DEFAULT_CONFIGS["shrink"].as_dict(),
+            K=1024,
+            R=16,
+            num_slices=1,
+            chunk_size=16,
+            workload=(Instance(tokens=32, adapters=2),),
+        ).outcome
     except EvaluatorError as error:
         return {"failed": error.message.strip().splitlines()[-1], "trace": error.message}
     except ImportError as error:
