@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
-
 import pytest
 
 from lora_autotune.evaluator import Platform
@@ -11,6 +9,7 @@ from lora_autotune.search import Search
 from lora_autotune.space import DEFAULT_CONFIGS, Config
 from lora_autotune.task import PREFILL, Task
 from lora_autotune.trial import Failure, Measurement, Trial
+from tests.search_doubles import Memory, Script
 
 TASK = Task(kernel="shrink", K=1024, R=64, S=3, chunk_size=64)
 DEFAULT = DEFAULT_CONFIGS["shrink"]
@@ -51,33 +50,13 @@ class Bench:
             search.ask(most_in_flight)
 
 
-class Script:
-    def __init__(self, configs=CONFIGS) -> None:
-        self._configs = iter(configs)
-        self.told: list[Trial] = []
-
-    def ask(self, max_count, /):
-        return list(islice(self._configs, max_count))
-
-    def tell(self, trial, /):
-        self.told.append(trial)
-
-
-class Memory:
-    def __init__(self, trials=()) -> None:
-        self.trials = list(trials)
-
-    def append(self, trial):
-        self.trials.append(trial)
-
-
 def measured(config: Config) -> Trial:
     return Trial(config=config, outcome=Measurement(times_us=(float(config.BLOCK_N),)))
 
 
 def make(bench=None, script=None, *, budget=10, record=None, timeout_s=None):
     bench = bench or Bench()
-    search = Search(bench, script or Script(), record, budget=budget, timeout_s=timeout_s)
+    search = Search(bench, script or Script(CONFIGS), record, budget=budget, timeout_s=timeout_s)
     return bench, search
 
 
@@ -95,7 +74,7 @@ def test_a_default_that_the_record_knows_is_not_measured_again():
 
 
 def test_foretold_failures_cost_no_budget_but_are_kept_and_told():
-    record, script = Memory(), Script()
+    record, script = Memory(), Script(CONFIGS)
     bench, search = make(Bench(foretold=CONFIGS[:20]), script, budget=8, record=record)
     bench.run(search)
     assert search.spent == 8
@@ -191,7 +170,7 @@ def test_a_trial_is_recorded_before_anybody_hears_of_it():
         def append(self, trial):
             raise OSError("the disk is full")
 
-    script = Script()
+    script = Script(CONFIGS)
     bench, search = make(script=script, record=Full())
     with pytest.raises(OSError, match="full"):
         bench.finish(search)

@@ -6,7 +6,7 @@ import json
 import random
 from collections import Counter
 from dataclasses import replace
-from itertools import cycle, islice
+from itertools import cycle
 
 import pytest
 
@@ -25,6 +25,7 @@ from lora_autotune.tuner import (
     tune,
     tune_all,
 )
+from tests.search_doubles import Memory, Script
 
 TASK = Task(kernel="shrink", K=1024, R=64, S=3, chunk_size=64)
 PLATFORM = Platform(device="NVIDIA H200", triton="3.6.0")
@@ -79,30 +80,6 @@ class Bench:
 
     def close(self):
         pass
-
-
-class Script:
-    """A strategy that asks for a list, in its order, and remembers what it is told."""
-
-    def __init__(self, configs) -> None:
-        self._configs = iter(configs)
-        self.told: list[Trial] = []
-
-    def ask(self, max_count, /):
-        return list(islice(self._configs, max_count))
-
-    def tell(self, trial, /):
-        self.told.append(trial)
-
-
-class Memory:
-    """A record in memory."""
-
-    def __init__(self, trials=()) -> None:
-        self.trials = list(trials)
-
-    def append(self, trial):
-        self.trials.append(trial)
 
 
 def time_us(config: Config) -> float:
