@@ -121,13 +121,7 @@ def select(
         return _default_stands(default, outcome.times_us, reason)
     first_us, last_us = _times(first), _times(last)
     workload = evaluator.workload
-    noise = median(
-        abs(relative_cost(b, a, workload) - 1) for a, b in zip(first_us, last_us, strict=True)
-    )
-    base = [
-        tuple((a + b) / 2 for a, b in zip(*pair, strict=True))
-        for pair in zip(first_us, last_us, strict=True)
-    ]
+    base, noise = paired_default(first_us, last_us, workload)
     contest = [
         _judge(config, results, base, workload, noise, max_regression)
         for config, results in zip(best, series, strict=True)
@@ -148,6 +142,20 @@ def select(
             )
     reason = f"no finalist beats it: {entered[0].config} {entered[0].verdict}"
     return _default_stands(default, _median_times(base), reason, noise=noise, finalists=entered)
+
+
+def paired_default(
+    first_us: Sequence[Times], last_us: Sequence[Times], workload: Workload
+) -> tuple[list[Times], float]:
+    """What the default's two measurements of each round say.
+
+    Returns:
+        The mean of the two for each round, which that round's configs are compared with; and the
+        noise, the median over the rounds of their relative difference.
+    """
+    pairs = list(zip(first_us, last_us, strict=True))
+    base = [tuple((a + b) / 2 for a, b in zip(*pair, strict=True)) for pair in pairs]
+    return base, median(abs(relative_cost(b, a, workload) - 1) for a, b in pairs)
 
 
 def _judge(

@@ -240,19 +240,19 @@ def _share(searches: Mapping[Job, Search]) -> int:
 
 def _collect(searches: Mapping[Job, Search]) -> list[Job]:
     """Take a finished trial from each search that has one; waits until there is one or news."""
-    heard = []
     busy = {job: search for job, search in searches.items() if search.busy}
-    for wait_s in (0.0, PATIENCE_S):
-        for job, search in busy.items():
-            trial = search.evaluator.poll(wait_s)
-            if trial is not None:
-                search.tell(trial)
-                heard.append(job)
-            if wait_s > 0:
-                break
-        if heard:
-            break
-    return heard
+    heard = [job for job, search in busy.items() if _take(search, 0.0)]
+    if heard:
+        return heard
+    return [job for job, search in islice(busy.items(), 1) if _take(search, PATIENCE_S)]
+
+
+def _take(search: Search, wait_s: float) -> bool:
+    """Tell a search of a finished trial; whether there was one."""
+    trial = search.evaluator.poll(wait_s)
+    if trial is not None:
+        search.tell(trial)
+    return trial is not None
 
 
 def _progress(task: Task, search: Search, phase: Literal["search", "finalists"]) -> Progress:

@@ -36,6 +36,7 @@ from lora_autotune.cli.tuning import SHIPPED_LANDSCAPES
 from lora_autotune.evaluators.cuda import CudaMachine
 from lora_autotune.landscape import read_landscape
 from lora_autotune.model import load_model_shape, tasks_for
+from lora_autotune.selection import paired_default
 from lora_autotune.space import DEFAULT_CONFIGS, Config
 from lora_autotune.task import Task, default_workload
 from lora_autotune.trial import Failure, relative_cost
@@ -130,13 +131,7 @@ def side_by_side(winners: Winners) -> list[dict[str, Any]]:
                 print(f"{task}: a side failed when it was measured again", file=sys.stderr)
                 continue
             first, *series, last = results
-            base = [
-                tuple((a + b) / 2 for a, b in zip(*pair, strict=True))
-                for pair in zip(first, last, strict=True)
-            ]
-            noise = median(
-                abs(relative_cost(b, a, workload) - 1) for a, b in zip(first, last, strict=True)
-            )
+            base, noise = paired_default(first, last, workload)
             row: dict[str, Any] = {"task": str(task), "noise": noise}
             for name, times in zip(sides, series, strict=True):
                 costs = [relative_cost(t, b, workload) for t, b in zip(times, base, strict=True)]

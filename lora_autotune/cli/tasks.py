@@ -122,7 +122,7 @@ def refuse_shared_entries(tasks: Iterable[Task]) -> None:
     """
     owners: dict[tuple[object, ...], Task] = {}
     for task in tasks:
-        entry = (task.kernel, task.K, task.R, task.S, task.chunk_size)
+        entry = tuple(task.as_dict().values())
         other = owners.setdefault(entry, task)
         if other != task:
             raise UsageError(

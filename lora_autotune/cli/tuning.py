@@ -82,7 +82,8 @@ def tune(arguments: Any) -> int:
         except KeyboardInterrupt:
             _report_interrupted(arguments, journal, results)
             return 130
-    results.sort(key=lambda result: list(tasks).index(result.task))
+    places = {task: place for place, task in enumerate(tasks)}
+    results.sort(key=lambda result: places[result.task])
     files = _write(results, arguments.out)
     if arguments.json:
         _print_json(results, files)

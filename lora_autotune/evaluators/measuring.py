@@ -149,8 +149,7 @@ def _prepare(subject: Subject) -> _Prepared:
         try:
             prepared = _prepared(subject)
         except torch.OutOfMemoryError:
-            _operands.clear()
-            torch.cuda.empty_cache()
+            _make_room(subject)
             try:
                 prepared = _prepared(subject)
             except torch.OutOfMemoryError as error:
@@ -159,6 +158,13 @@ def _prepare(subject: Subject) -> _Prepared:
     if len(_operands) > MAX_PREPARED:
         del _operands[next(iter(_operands))]
     return prepared
+
+
+def _make_room(subject: Subject) -> None:
+    """Let go of the operands of all other subjects: it may be they that fill the GPU."""
+    for other in set(_operands) - {subject}:
+        del _operands[other]
+    torch.cuda.empty_cache()
 
 
 def _prepared(subject: Subject) -> _Prepared:
@@ -193,10 +199,7 @@ def measure(subject: Subject, config: Config, standings: Standings | None) -> Re
         if len(_operands) < 2:
             failure = Failure(kind="memory", message=str(error).splitlines()[0])
             return Reply(outcome=failure)
-        # It may be the operands of other subjects that fill the GPU.
-        for other in set(_operands) - {subject}:
-            del _operands[other]
-        torch.cuda.empty_cache()
+        _make_room(subject)
         return measure(subject, config, standings)
     except TooLargeError as error:
         return f"the workload does not fit the GPU's memory: {error}"

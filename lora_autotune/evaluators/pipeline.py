@@ -106,6 +106,11 @@ class _Candidate:
     killed: bool = False
     compiled: Compiled | None = None
 
+    @property
+    def compile_limit_s(self) -> float:
+        """Seconds of computing that compiling it may take."""
+        return PATIENT_COMPILE_LIMIT_S if self.slow else COMPILE_LIMIT_S
+
 
 @dataclass(eq=False, slots=True)
 class _Contest:
@@ -232,14 +237,13 @@ class Pipeline:
             worker.submit(compiling.warm_up, timeout_s=COMPILE_TIMEOUT_S)
             return
         subject = candidate.lane.subject
-        limit_s = PATIENT_COMPILE_LIMIT_S if candidate.slow else COMPILE_LIMIT_S
         worker.submit(
             compiling.compile_config,
             subject.task,
             subject.workload,
             candidate.config,
             timeout_s=COMPILE_TIMEOUT_S,
-            cpu_limit_s=limit_s,
+            cpu_limit_s=candidate.compile_limit_s,
         )
 
     def _receive(self, worker: Worker) -> None:
@@ -270,9 +274,8 @@ class Pipeline:
                 candidate.slow = True
                 self._slow.append(candidate)
                 return
-            limit_s = PATIENT_COMPILE_LIMIT_S if candidate.slow else COMPILE_LIMIT_S
             result = Compiled(
-                compile_s=limit_s if result.timed_out else 0.0,
+                compile_s=candidate.compile_limit_s if result.timed_out else 0.0,
                 failure=_failure(result, "compile", "while compiling"),
             )
         candidate.compiled = result
