@@ -6,21 +6,15 @@ import difflib
 import importlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lora_autotune.errors import ModelError
+from lora_autotune.model_families import shape_from_config
 from lora_autotune.model_shapes import SHIPPED, ModelShape, shipped_shape
 from lora_autotune.task import CHUNK_SIZES, DTypeName, KernelName, Task, offsets_from_widths
 
 __all__ = ["ModelShape", "load_model_shape", "tasks_for"]
-
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
-_OTHER_ATTENTION = {
-    "kv_lora_rank": "multi-head latent attention has no q/k/v projection",
-    "attn_output_gate": "its q projection also produces a gate",
-}
 
 
 def load_model_shape(source: str) -> ModelShape:
@@ -30,7 +24,8 @@ def load_model_shape(source: str) -> ModelShape:
     alone. A local directory with a shipped model's name is meant by ``./name``.
 
     Raises:
-        ModelError: nothing of that name, or a config that lacks what tasks are made from.
+        ModelError: nothing of that name, a config of a family that is not known, or one that lacks
+            what tasks are made from.
     """
     if shape := shipped_shape(source):
         return shape
@@ -72,52 +67,12 @@ def _shape_from_file(path: Path, *, name: str) -> ModelShape:
         config = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read as JSON: {error}") from error
-    if isinstance(config, dict) and isinstance(config.get("text_config"), dict):
-        config = config["text_config"]
     if not isinstance(config, dict):
         raise ModelError(f"{path} is not a model's config: it holds no JSON object")
     try:
-        return _shape_from_config(config, name=name)
+        return shape_from_config(config, name=name)
     except ModelError as error:
         raise ModelError(f"{path}: {error.message}", hint=error.hint) from None
-
-
-def _shape_from_config(config: Mapping[str, Any], *, name: str) -> ModelShape:
-    for field, reason in _OTHER_ATTENTION.items():
-        if config.get(field):
-            raise ModelError(
-                f"{field} is set: {reason}",
-                hint="give the shapes by hand: --kernel, -K, -S, --slices",
-            )
-    experts = max((config[field] for field in _EXPERTS if _positive(config.get(field))), default=0)
-    required = ["hidden_size", "num_attention_heads"] + ["intermediate_size"] * (not experts)
-    optional = ["num_key_value_heads", "head_dim", "vocab_size"]
-    given = {field: config[field] for field in required + optional if config.get(field) is not None}
-    if missing := [field for field in required if field not in given]:
-        raise ModelError(f"no {', '.join(missing)}", hint=f"needed: {', '.join(required)}")
-    for field, value in given.items():
-        if not _positive(value):
-            raise ModelError(f"{field} must be a positive integer, not {value!r:.80}")
-    hidden, heads = given["hidden_size"], given["num_attention_heads"]
-    if "head_dim" not in given and hidden % heads:
-        raise ModelError(
-            f"no head_dim, and hidden_size {hidden} is not a multiple of {heads} heads"
-        )
-    note = f"{name} is a mixture of {experts} experts: only its attention layers are tuned"
-    return ModelShape(
-        name=name,
-        hidden_size=hidden,
-        intermediate_size=None if experts else given["intermediate_size"],
-        num_heads=heads,
-        num_kv_heads=given.get("num_key_value_heads", heads),
-        head_dim=given.get("head_dim", hidden // heads),
-        vocab_size=given.get("vocab_size"),
-        notes=(f"{note}; its experts, and any shared or dense MLP, are left out",) * bool(experts),
-    )
-
-
-def _positive(value: object) -> bool:
-    return type(value) is int and value > 0
 
 
 def tasks_for(
@@ -171,8 +126,8 @@ def _layers(shape: ModelShape, tp: int) -> list[_Layer]:
     kv = kv_heads * shape.head_dim
     layers = [(hidden, (q, kv, kv)), (q, (hidden,))]
     if shape.intermediate_size is not None:
-        inner = _share(shape.intermediate_size, tp, "columns between gate/up and down")
-        layers += [(hidden, (inner, inner)), (inner, (hidden,))]
+        inner = _share(shape.intermediate_size, tp, "columns inside the MLP")
+        layers += [(hidden, (inner,) * (2 if shape.gated else 1)), (inner, (hidden,))]
     return layers
 
 

@@ -13,6 +13,7 @@ class ModelShape:
         name: how messages call the model.
         hidden_size: width of the residual stream.
         intermediate_size: width between gate/up and down; None: no dense MLP to tune.
+        gated: whether the MLP has a gate, fused with up; else two plain layers (Phi's fc1 and fc2).
         num_heads: query heads.
         num_kv_heads: key and value heads.
         head_dim: width of one head.
@@ -26,6 +27,7 @@ class ModelShape:
     num_heads: int
     num_kv_heads: int
     head_dim: int
+    gated: bool = True
     vocab_size: int | None = None
     notes: tuple[str, ...] = ()
 
