@@ -4,28 +4,37 @@ Prints nothing; exits with an assertion for the first case that differs.
 """
 
 import sys
+from dataclasses import replace
 
 import torch
 
 from lora_autotune.kernels.batch import make_batch
 from lora_autotune.kernels.launch import expand_launch, shrink_launch
 from lora_autotune.kernels.reference import expand_reference, shrink_reference
+from lora_autotune.kernels.schedule import Schedule
 
 TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
 
 
-def check(dtype, device, chunk_size, rank, ranks, block_n, block_k, offsets, walk, wider):
-    """One case of each kernel."""
+def check(
+    dtype, device, chunk_size, rank, ranks, block_n, block_k, offsets, schedule, wider, cut=None
+):
+    """One case of each kernel; ``cut``: rows of a segment, if fewer than its chunk may have."""
     generator = torch.Generator().manual_seed(chunk_size * 1000 + rank)
-    rows, width, slices = 2 * chunk_size + 21, 72, len(offsets) - 1
+    rows, width, slices = 6 * chunk_size + 21, 72, len(offsets) - 1
+    schedule = Schedule(**schedule)
+    owners = torch.randint(0, len(ranks), (rows,), generator=generator)
+    owners[: rows // 2] = 0  # enough of one adapter to fill a group
     batch = make_batch(
-        torch.randint(0, len(ranks), (rows,), generator=generator),
+        owners,
         ranks=ranks,
         scalings=[0.5, 1.0, 2.0, 1.5][: len(ranks)],
-        chunk_size=chunk_size,
-        grid_segments=12,
+        chunk_size=cut or chunk_size,
+        grid_segments=22 if cut is None else None,
         device=device,
     )
+    batch = replace(batch, chunk_size=chunk_size)
+    assert cut is None or batch.likely_segments < batch.num_segs
 
     def fresh(*shape):
         return torch.randn(shape, generator=generator).to(dtype).to(device)
@@ -33,10 +42,13 @@ def check(dtype, device, chunk_size, rank, ranks, block_n, block_k, offsets, wal
     config = {"BLOCK_N": block_n, "BLOCK_K": block_k}
     x, weights = fresh(rows, width), fresh(len(ranks), slices * rank, width)
     output = torch.full((rows, slices * rank), torch.nan, dtype=dtype, device=device)
-    shrink_launch(x, weights, output, batch, slices, config)()
+    shrink_launch(x, weights, output, batch, slices, config, schedule=schedule)()
+    again = torch.full_like(output, torch.nan)
+    shrink_launch(x, weights, again, batch, slices, config, schedule=schedule)()
     reference = shrink_reference(x, weights, batch, slices)
     owed = ~reference.isnan()
     assert owed.any()
+    assert torch.equal(output[owed], again[owed]), "shrink is not deterministic"
     assert output[~owed.any(dim=1)].isnan().all(), "shrink wrote a row without an adapter"
     close(output[owed], reference[owed], dtype, "shrink", chunk_size, rank, block_n)
 
@@ -44,7 +56,7 @@ def check(dtype, device, chunk_size, rank, ranks, block_n, block_k, offsets, wal
     output = fresh(rows, offsets[-1] + wider)
     boundaries = torch.tensor(offsets, dtype=torch.int64, device=device)
     reference = expand_reference(x, weights, batch, boundaries, output)
-    expand_launch(x, weights, output, batch, boundaries, config, walk=walk)()
+    expand_launch(x, weights, output, batch, boundaries, config, schedule=schedule)()
     close(output, reference, dtype, "expand", chunk_size, rank, block_n)
 
 
@@ -56,11 +68,20 @@ def close(output, reference, dtype, *case):
 def main(device, dtype_name):
     dtype = getattr(torch, dtype_name)
     unequal = [0, 40, 56, 72]
-    check(dtype, device, 16, 16, [16, 0, 7, 16], 16, 16, unequal, 1, 0)
-    check(dtype, device, 16, 64, [64, 32, 48, 0], 32, 32, unequal, 4, 16)
-    check(dtype, device, 32, 20, [20, 5, 0, 16], 64, 32, unequal, 2, 8)
-    check(dtype, device, 16, 32, [32, 16, 0, 3], 16, 64, [0, 48], 2, 0)
-    check(dtype, device, 64, 16, [16, 8, 0, 16], 128, 64, [0, 64, 128], 1, 0)
+    plain, rounds = {}, {"rounds": True}
+    split = rounds | {"parts": 4, "walk": 4}
+    group = {"group": 4, "walk": 2}
+    check(dtype, device, 16, 16, [16, 0, 7, 16], 16, 16, unequal, plain, 0)
+    check(dtype, device, 16, 64, [64, 32, 48, 0], 32, 32, unequal, split, 16)
+    check(dtype, device, 32, 20, [20, 5, 0, 16], 64, 32, unequal, group, 8)
+    check(dtype, device, 16, 48, [48, 5, 0, 48], 32, 32, unequal, group | {"together": 3}, 8)
+    check(dtype, device, 16, 16, [16, 16, 16, 16], 32, 32, [0, 48], {"together": 2}, 0)
+    check(dtype, device, 16, 48, [48, 5, 0, 48], 16, 32, unequal, group | {"widened": 2}, 8)
+    check(dtype, device, 16, 32, [32, 16, 0, 3], 16, 64, [0, 48], group | {"parts": 2}, 0)
+    check(dtype, device, 16, 16, [16, 16, 0, 16], 32, 16, unequal, rounds | {"parts": 3}, 0)
+    check(dtype, device, 64, 16, [16, 8, 0, 16], 128, 64, [0, 64, 128], plain, 0)
+    check(dtype, device, 32, 16, [16, 16, 16, 0], 32, 32, [0, 48], rounds, 0, cut=5)
+    check(dtype, device, 32, 16, [16, 8, 0, 16], 32, 32, [0, 48], rounds | group, 0, cut=3)
 
 
 main(*sys.argv[1:])

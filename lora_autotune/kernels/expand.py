@@ -5,6 +5,22 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from lora_autotune.kernels.segments import group_of_segments, rows_beyond_grid, rows_of_segment
+
+
+@triton.jit
+def _weights(w_tile, in_slice, k, rank, R: tl.constexpr, ALIGNED: tl.constexpr):
+    """(BLOCK_K, BLOCK_N) of the weights, zero beyond the rank and outside the slice.
+
+    A mask that is not aligned would load them one by one: they are loaded to the end of their rows
+    then, and what is beyond the rank, which may be anything, is dropped.
+    """
+    if ALIGNED:
+        return tl.load(w_tile, mask=in_slice[None, :] & (k[:, None] < rank), other=0.0)
+    else:  # noqa: RET505 - Triton compiles what follows a return
+        w = tl.load(w_tile, mask=in_slice[None, :] & (k[:, None] < R), other=0.0)
+        return tl.where(k[:, None] < rank, w, 0.0)
+
 
 @triton.jit
 def _add_product(
@@ -16,22 +32,16 @@ def _add_product(
     slice_offsets,
     rank,
     column,
-    tiles,
+    end,
+    first_slice,
+    end_slice,
     OUTPUT_DIM: tl.constexpr,
     R: tl.constexpr,
-    S: tl.constexpr,
+    ALIGNED: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     """Walk the output tiles of one program, slice by slice (nearly always one), x kept in place."""
-    end = tl.minimum(column + tiles * BLOCK_N, OUTPUT_DIM)
-    first_slice = 0
-    end_slice = 1
-    for i in tl.static_range(1, S):
-        boundary = tl.load(slice_offsets + i).to(tl.int32)
-        first_slice += (boundary <= column).to(tl.int32)
-        end_slice += (boundary < end).to(tl.int32)
-
     k = tl.arange(0, BLOCK_K)
     for i in range(first_slice, end_slice):
         slice_start = tl.load(slice_offsets + i).to(tl.int32)
@@ -55,7 +65,7 @@ def _add_product(
             in_slice = (n >= slice_start) & (n < slice_end)
             w_tile = w_adapter + n[None, :] * R + k[:, None]
             if R <= BLOCK_K:
-                w = tl.load(w_tile, mask=in_slice[None, :] & (k[:, None] < rank), other=0.0)
+                w = _weights(w_tile, in_slice, k, rank, R, ALIGNED)
                 sums = tl.dot(x, w)
             else:
                 sums = tl.zeros((live.shape[0], BLOCK_N), dtype=tl.float32)
@@ -66,10 +76,69 @@ def _add_product(
                         mask=live[:, None] & inside[None, :],
                         other=0.0,
                     )
-                    w = tl.load(w_tile + first, mask=in_slice[None, :] & inside[:, None], other=0.0)
+                    w = _weights(w_tile + first, in_slice, first + k, rank, R, ALIGNED)
                     sums = tl.dot(x_part, w, sums)
             new = old.to(tl.float32) + scaling * sums
             tl.store(out_tile, new.to(old.dtype), mask=mask)
+
+
+@triton.jit
+def _expand_group(
+    group,
+    x,
+    weights,
+    output,
+    output_stride,
+    seg_indptr,
+    weight_indices,
+    lora_ranks,
+    permutation,
+    scalings,
+    slice_offsets,
+    num_segs,
+    column,
+    column_end,
+    first_slice,
+    end_slice,
+    OUTPUT_DIM: tl.constexpr,
+    R: tl.constexpr,
+    S: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """This program's tiles of GROUP consecutive segments."""
+    m = tl.arange(0, GROUP * BLOCK_M)
+    first, runs = group_of_segments(group, weight_indices, num_segs, GROUP)
+    for run in range(runs):
+        segment = first + run
+        start, length = rows_of_segment(seg_indptr, segment, first, runs, num_segs, GROUP)
+        adapter = tl.load(weight_indices + segment).to(tl.int64)
+        rank = tl.load(lora_ranks + adapter)
+        scaling = tl.load(scalings + adapter).to(tl.float32)
+        live = m < length
+        rows = tl.load(permutation + start + m, mask=live, other=0).to(tl.int64)
+        x_rows = x + rows * (S * R)
+        w_adapter = weights + adapter * (OUTPUT_DIM * R)
+        out_rows = output + rows * output_stride
+        # The multiplication tells the compiler that masks and offsets made from the rank are
+        # aligned. tl.multiple_of would tell it so in the other branch as well.
+        if (length > 0) & (rank > 0):
+            if rank % 16 == 0:
+                _add_product(
+                    x_rows, w_adapter, out_rows, live, scaling, slice_offsets, rank // 16 * 16,
+                    column, column_end, first_slice, end_slice, OUTPUT_DIM, R, True,
+                    BLOCK_N, BLOCK_K,
+                )  # fmt: skip
+            else:
+                # Element by element: narrow tiles keep this branch's code, and compiling, small.
+                NARROW: tl.constexpr = BLOCK_N if BLOCK_N < 32 else 32
+                _add_product(
+                    x_rows, w_adapter, out_rows, live, scaling, slice_offsets, rank,
+                    column, column_end, first_slice, end_slice, OUTPUT_DIM, R, False,
+                    NARROW, BLOCK_K,
+                )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["num_segs", "walk"])
@@ -89,50 +158,45 @@ def expand_kernel(
     OUTPUT_DIM: tl.constexpr,
     R: tl.constexpr,
     S: tl.constexpr,
+    ROUNDS: tl.constexpr,
+    GROUP: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """``walk`` tiles of ``output[rows] += scaling * x[rows, slice] @ weights[adapter, slice].T``.
+    """``output[rows] += scaling * x[rows, slice] @ weights[adapter, slice].T``, some tiles of it.
 
     Shapes: x (s, S * R), weights (adapters, OUTPUT_DIM, R), output (s, >= OUTPUT_DIM) with inner
-    stride 1; the launch grid is (spans of walk * BLOCK_N columns, segments). Tiles are cut at
-    multiples of BLOCK_N whatever the slices' widths, so that none is empty and every access is
-    aligned; a tile that a slice boundary crosses is visited once for each slice, with the rows of
-    ``weights`` outside the slice masked. An adapter of rank r reads slice i of x at columns
-    [i * r, (i + 1) * r).
+    stride 1; the launch grid is (spans of ``walk`` tiles, 1, groups of GROUP segments).
+    Tiles are cut at multiples of BLOCK_N whatever the slices' widths, so that none is empty and
+    every access is aligned; a tile that a slice boundary crosses is visited once for each
+    slice, with the rows of ``weights`` outside the slice masked. An adapter of rank r reads slice i
+    of x at columns [i * r, (i + 1) * r).
     """
     column = tl.program_id(0) * walk * BLOCK_N
-    segment = tl.program_id(1)
-    if segment >= num_segs:
-        return
-    start = tl.load(seg_indptr + segment)
-    length = tl.load(seg_indptr + segment + 1) - start
-    if length <= 0:
-        return
-    adapter = tl.load(weight_indices + segment).to(tl.int64)
-    rank = tl.load(lora_ranks + adapter)
-    if rank <= 0:
-        return
+    column_end = tl.minimum(column + walk * BLOCK_N, OUTPUT_DIM)
+    first_slice = 0
+    end_slice = 1
+    for i in tl.static_range(1, S):
+        boundary = tl.load(slice_offsets + i).to(tl.int32)
+        first_slice += (boundary <= column).to(tl.int32)
+        end_slice += (boundary < column_end).to(tl.int32)
 
-    m = tl.arange(0, BLOCK_M)
-    live = m < length
-    rows = tl.load(permutation + start + m, mask=live, other=0).to(tl.int64)
-    x_rows = x + rows * (S * R)
-    w_adapter = weights + adapter * (OUTPUT_DIM * R)
-    out_rows = output + rows * output_stride
-    scaling = tl.load(scalings + adapter).to(tl.float32)
-    # The multiplication tells the compiler that masks and offsets made from the rank are aligned.
-    # tl.multiple_of would tell it so in the other branch as well.
-    if rank % 16 == 0:
-        _add_product(
-            x_rows, w_adapter, out_rows, live, scaling, slice_offsets, rank // 16 * 16, column,
-            walk, OUTPUT_DIM, R, S, BLOCK_N, BLOCK_K,
-        )  # fmt: skip
+    group = tl.program_id(2)
+    if ROUNDS:
+        beyond = rows_beyond_grid(seg_indptr, num_segs, GROUP)
+        more = group >= 0
+        while more:
+            _expand_group(
+                group, x, weights, output, output_stride, seg_indptr, weight_indices, lora_ranks,
+                permutation, scalings, slice_offsets, num_segs, column, column_end, first_slice,
+                end_slice, OUTPUT_DIM, R, S, GROUP, BLOCK_M, BLOCK_N, BLOCK_K,
+            )  # fmt: skip
+            group += tl.num_programs(2)
+            more = beyond & (group * GROUP < num_segs)
     else:
-        # Element by element: narrow tiles keep this branch's code, and its compiling, small.
-        NARROW: tl.constexpr = min(BLOCK_N, 32)
-        _add_product(
-            x_rows, w_adapter, out_rows, live, scaling, slice_offsets, rank, column,
-            walk * (BLOCK_N // NARROW), OUTPUT_DIM, R, S, NARROW, BLOCK_K,
+        _expand_group(
+            group, x, weights, output, output_stride, seg_indptr, weight_indices, lora_ranks,
+            permutation, scalings, slice_offsets, num_segs, column, column_end, first_slice,
+            end_slice, OUTPUT_DIM, R, S, GROUP, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip

@@ -11,12 +11,11 @@ import torch
 import triton
 from torch import Tensor
 
+from lora_autotune.kernels.arrivals import arrival_counters
 from lora_autotune.kernels.batch import Batch
 from lora_autotune.kernels.expand import expand_kernel
+from lora_autotune.kernels.schedule import Schedule, expand_schedule, shrink_schedule
 from lora_autotune.kernels.shrink import shrink_kernel
-
-MAX_WALK = 8
-"""Most output tiles that one expand program walks with its x tile kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,28 +50,64 @@ def shrink_launch(
     batch: Batch,
     num_slices: int,
     config: Mapping[str, int],
+    *,
+    schedule: Schedule | None = None,
 ) -> Launch:
-    """The shrink kernel on (s, K), (adapters, S * R, K) -> (s, S * R), all contiguous."""
-    columns = weights.shape[1]
+    """The shrink kernel on (s, K), (adapters, S * R, K) -> (s, S * R), all contiguous.
+
+    Args:
+        x: (s, K).
+        weights: (adapters, S * R, K).
+        output: (s, S * R).
+        batch: the rows' segments.
+        num_slices: S.
+        config: BLOCK_N, BLOCK_K and the options to pass on.
+        schedule: how the work maps to programs; None: as suits the batch and the device.
+    """
+    columns, width = weights.shape[1:]
+    if schedule is None:
+        schedule = shrink_schedule(batch, columns, width, config, _multiprocessors(x.device))
+    tile = {
+        "BLOCK_N": config["BLOCK_N"] * schedule.widened,
+        "BLOCK_K": config["BLOCK_K"] // schedule.widened,
+    }
+    spans = triton.cdiv(columns, tile["BLOCK_N"] * schedule.together)
+    parts = schedule.parts
+    partials, arrivals = output, batch.seg_indptr  # stand-ins: not touched by whole sums
+    if parts > 1:
+        counters = arrival_counters(x.device, spans * batch.grid_segments)
+        if counters is None:
+            parts = 1
+        else:
+            partials = x.new_empty((x.shape[0], parts, columns), dtype=torch.float32)
+            arrivals = counters
     return Launch(
         kernel=shrink_kernel,
-        grid=(batch.grid_segments * triton.cdiv(columns, config["BLOCK_N"]),),
+        grid=(parts, spans, _groups(batch, schedule)),
         args=(
             x,
             weights,
             output,
+            partials,
+            arrivals,
             batch.seg_indptr,
             batch.weight_indices,
             batch.lora_ranks,
             batch.permutation,
             batch.num_segs,
+            parts,
         ),
         constants={
-            "K": weights.shape[2],
+            "K": width,
             "R": columns // num_slices,
             "S": num_slices,
+            "ROUNDS": schedule.rounds,
+            "GROUP": schedule.group,
+            "SPLIT": parts > 1,
+            "TOGETHER": schedule.together,
             "BLOCK_M": batch.chunk_size,
             **config,
+            **tile,
         },
     )
 
@@ -85,7 +120,7 @@ def expand_launch(
     slice_offsets: Tensor,
     config: Mapping[str, int],
     *,
-    walk: int | None = None,
+    schedule: Schedule | None = None,
 ) -> Launch:
     """The expand kernel on (s, S * R), (adapters, OUTPUT_DIM, R) -> (s, >= OUTPUT_DIM).
 
@@ -96,15 +131,19 @@ def expand_launch(
         batch: the rows' segments.
         slice_offsets: int64 (S + 1,), on the device.
         config: BLOCK_N, BLOCK_K and the options to pass on.
-        walk: output tiles that one program walks; None: what suits the batch and the device.
+        schedule: how the work maps to programs; None: as suits the batch and the device.
     """
     output_dim = weights.shape[1]
     tiles = triton.cdiv(output_dim, config["BLOCK_N"])
-    if walk is None:
-        walk = walk_length(tiles, batch.likely_segments, _multiprocessors(x.device))
+    if schedule is None:
+        schedule = expand_schedule(batch, tiles, _multiprocessors(x.device))
     return Launch(
         kernel=expand_kernel,
-        grid=(triton.cdiv(tiles, walk), batch.grid_segments),
+        grid=(
+            triton.cdiv(tiles, schedule.walk),
+            1,
+            _groups(batch, schedule),
+        ),
         args=(
             x,
             weights,
@@ -117,30 +156,23 @@ def expand_launch(
             batch.scalings,
             slice_offsets,
             batch.num_segs,
-            walk,
+            schedule.walk,
         ),
         constants={
             "OUTPUT_DIM": output_dim,
             "R": weights.shape[2],
             "S": slice_offsets.shape[0] - 1,
+            "ROUNDS": schedule.rounds,
+            "GROUP": schedule.group,
             "BLOCK_M": batch.chunk_size,
             **config,
         },
     )
 
 
-def walk_length(tiles: int, segments: int, multiprocessors: int) -> int:
-    """Output tiles that one program walks: as many as leave every multiprocessor 8 programs.
-
-    Args:
-        tiles: output tiles of one segment.
-        segments: segments that are likely to hold rows.
-        multiprocessors: of the device.
-    """
-    walk = MAX_WALK
-    while walk > 1 and segments * triton.cdiv(tiles, walk) < 8 * multiprocessors:
-        walk //= 2
-    return walk
+def _groups(batch: Batch, schedule: Schedule) -> int:
+    segments = max(1, batch.likely_segments) if schedule.rounds else batch.grid_segments
+    return -(-segments // schedule.group)
 
 
 @cache

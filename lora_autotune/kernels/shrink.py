@@ -5,67 +5,180 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from lora_autotune.kernels.segments import group_of_segments, rows_beyond_grid, rows_of_segment
 
-@triton.jit(do_not_specialize=["num_segs"])
-def shrink_kernel(
+
+@triton.jit
+def _shrink_rows(
     x,
     weights,
     output,
+    partials,
+    arrivals,
+    permutation,
+    start,
+    length,
+    adapter,
+    rank,
+    column,
+    part,
+    parts,
+    slot,
+    K: tl.constexpr,
+    R: tl.constexpr,
+    S: tl.constexpr,
+    SPLIT: tl.constexpr,
+    TOGETHER: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """TOGETHER tiles of ROWS x BLOCK_N for one adapter's rows; with SPLIT, a part of their sums."""
+    N: tl.constexpr = S * R
+    WHOLE: tl.constexpr = N % (BLOCK_N * TOGETHER) == 0
+    m = tl.arange(0, ROWS)
+    n = column + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    live = m < length
+    rows = tl.load(permutation + start + m, mask=live, other=0).to(tl.int64)
+    if (length > 0) & (column < rank * S):
+        begin = 0
+        end = K
+        if SPLIT:
+            share = tl.cdiv(tl.cdiv(K, BLOCK_K), parts) * BLOCK_K
+            begin = part * share
+            end = tl.minimum(begin + share, K)
+        x_tile = x + rows[:, None] * K + (begin + k)[None, :]
+        w_tile = weights + adapter * (N * K) + n[None, :] * K + (begin + k)[:, None]
+        sums = ()
+        for _ in tl.static_range(TOGETHER):
+            sums = sums + (tl.zeros((ROWS, BLOCK_N), dtype=tl.float32),)  # noqa: RUF005 - Triton
+        for first in range(begin, end, BLOCK_K):
+            x_mask = live[:, None]
+            if K % BLOCK_K != 0:
+                x_mask &= first + k[None, :] < K
+            x_part = tl.load(x_tile, mask=x_mask, other=0.0)
+            added = ()
+            for i in tl.static_range(TOGETHER):
+                if K % BLOCK_K != 0 or not WHOLE:
+                    w_mask = (n[None, :] + i * BLOCK_N < N) & (first + k[:, None] < K)
+                    w = tl.load(w_tile + i * BLOCK_N * K, mask=w_mask, other=0.0)
+                else:
+                    w = tl.load(w_tile + i * BLOCK_N * K)
+                added = added + (tl.dot(x_part, w, sums[i]),)  # noqa: RUF005 - Triton
+            sums = added
+            x_tile += BLOCK_K
+            w_tile += BLOCK_K
+
+        for i in tl.static_range(TOGETHER):
+            mask = live[:, None]
+            if not WHOLE:
+                mask &= n[None, :] + i * BLOCK_N < N
+            tile = output + rows[:, None] * N + n[None, :] + i * BLOCK_N
+            if SPLIT:
+                # Who comes last adds the parts up, in their order: two launches give equal bits.
+                own = partials + (rows * parts)[:, None] * N + n[None, :]
+                tl.store(own + part * N, sums[i], mask=mask)
+                tl.debug_barrier()
+                if tl.atomic_add(arrivals + slot, 1, sem="acq_rel") == parts - 1:
+                    total = tl.zeros((ROWS, BLOCK_N), dtype=tl.float32)
+                    for j in range(parts):
+                        total += tl.load(own + j * N, mask=mask, other=0.0, cache_modifier=".cg")
+                    tl.store(tile, total.to(output.dtype.element_ty), mask=mask)
+                    tl.store(arrivals + slot, 0)
+            else:
+                tl.store(tile, sums[i].to(output.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _shrink_group(
+    group,
+    x,
+    weights,
+    output,
+    partials,
+    arrivals,
     seg_indptr,
     weight_indices,
     lora_ranks,
     permutation,
     num_segs,
+    parts,
     K: tl.constexpr,
     R: tl.constexpr,
     S: tl.constexpr,
+    GROUP: tl.constexpr,
+    SPLIT: tl.constexpr,
+    TOGETHER: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """One BLOCK_M x BLOCK_N tile of ``output[rows] = x[rows] @ weights[adapter].T``.
+    """This program's tiles of GROUP consecutive segments."""
+    part = tl.program_id(0)
+    column = tl.program_id(1) * BLOCK_N * TOGETHER
+    first, runs = group_of_segments(group, weight_indices, num_segs, GROUP)
+    for run in range(runs):
+        segment = first + run
+        start, length = rows_of_segment(seg_indptr, segment, first, runs, num_segs, GROUP)
+        adapter = tl.load(weight_indices + segment).to(tl.int64)
+        rank = tl.load(lora_ranks + adapter)
+        slot = segment * tl.num_programs(1) + tl.program_id(1)
+        _shrink_rows(
+            x, weights, output, partials, arrivals, permutation, start, length, adapter, rank,
+            column, part, parts, slot, K, R, S, SPLIT, TOGETHER, GROUP * BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
 
-    Shapes: x (s, K), weights (adapters, S * R, K), output (s, S * R); programs run over
-    (segment, column tile), tiles fastest. An adapter of rank r fills columns [0, S * r). Its last
-    tile is written whole: columns up to S * R hold no meaning, and a bound that the compiler does
-    not know would cost the 16-byte stores.
+
+@triton.jit(do_not_specialize=["num_segs", "parts"])
+def shrink_kernel(
+    x,
+    weights,
+    output,
+    partials,
+    arrivals,
+    seg_indptr,
+    weight_indices,
+    lora_ranks,
+    permutation,
+    num_segs,
+    parts,
+    K: tl.constexpr,
+    R: tl.constexpr,
+    S: tl.constexpr,
+    ROUNDS: tl.constexpr,
+    GROUP: tl.constexpr,
+    SPLIT: tl.constexpr,
+    TOGETHER: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Tiles of ``output[rows] = x[rows] @ weights[adapter].T`` for GROUP consecutive segments.
+
+    Shapes: x (s, K), weights (adapters, S * R, K), output (s, S * R); the launch grid is (parts,
+    TOGETHER column tiles each, groups of segments). An adapter of rank r fills columns [0, S * r).
+    Its last tile is written whole: columns up to S * R hold no meaning, and a bound that the
+    compiler does not know would cost the 16-byte stores. With SPLIT the sum over K is cut into
+    ``parts``; partials (s, parts, S * R) float32 holds them, arrivals (segments * tiles) int32
+    counts who has come, and is zero before and after; TOGETHER is 1 then. ROUNDS: the grid may
+    cover fewer segments than there are.
     """
-    N: tl.constexpr = S * R
-    TILES: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
-    segment = tl.program_id(0) // TILES
-    column = tl.program_id(0) % TILES * BLOCK_N
-    if segment >= num_segs:
-        return
-    start = tl.load(seg_indptr + segment)
-    length = tl.load(seg_indptr + segment + 1) - start
-    if length <= 0:
-        return
-    adapter = tl.load(weight_indices + segment).to(tl.int64)
-    if column >= tl.load(lora_ranks + adapter) * S:
-        return
-
-    m = tl.arange(0, BLOCK_M)
-    n = column + tl.arange(0, BLOCK_N)
-    k = tl.arange(0, BLOCK_K)
-    live = m < length
-    rows = tl.load(permutation + start + m, mask=live, other=0).to(tl.int64)
-    x_tile = x + rows[:, None] * K + k[None, :]
-    w_tile = weights + adapter * (N * K) + n[None, :] * K + k[:, None]
-    sums = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for first in range(0, K, BLOCK_K):
-        x_mask = live[:, None]
-        if K % BLOCK_K != 0:
-            x_mask &= first + k[None, :] < K
-        if K % BLOCK_K != 0 or N % BLOCK_N != 0:
-            w = tl.load(w_tile, mask=(n[None, :] < N) & (first + k[:, None] < K), other=0.0)
-        else:
-            w = tl.load(w_tile)
-        sums = tl.dot(tl.load(x_tile, mask=x_mask, other=0.0), w, sums)
-        x_tile += BLOCK_K
-        w_tile += BLOCK_K
-
-    mask = live[:, None]
-    if N % BLOCK_N != 0:
-        mask &= n[None, :] < N
-    tile = output + rows[:, None] * N + n[None, :]
-    tl.store(tile, sums.to(output.dtype.element_ty), mask=mask)
+    group = tl.program_id(2)
+    if ROUNDS:
+        beyond = rows_beyond_grid(seg_indptr, num_segs, GROUP)
+        more = group >= 0
+        while more:
+            _shrink_group(
+                group, x, weights, output, partials, arrivals, seg_indptr, weight_indices,
+                lora_ranks, permutation, num_segs, parts, K, R, S, GROUP, SPLIT, TOGETHER,
+                BLOCK_M, BLOCK_N, BLOCK_K,
+            )  # fmt: skip
+            group += tl.num_programs(2)
+            more = beyond & (group * GROUP < num_segs)
+    else:
+        _shrink_group(
+            group, x, weights, output, partials, arrivals, seg_indptr, weight_indices, lora_ranks,
+            permutation, num_segs, parts, K, R, S, GROUP, SPLIT, TOGETHER, BLOCK_M, BLOCK_N,
+            BLOCK_K,
+        )  # fmt: skip

@@ -1,0 +1,69 @@
+import pytest
+
+from lora_autotune.kernels.batch import Batch, served_batch
+from lora_autotune.kernels.schedule import (
+    GROUPED_ROWS,
+    Schedule,
+    expand_schedule,
+    shrink_schedule,
+)
+from lora_autotune.task import Instance
+
+MULTIPROCESSORS = 132
+
+
+def batch(tokens: int, adapters: int, chunk_size: int) -> Batch:
+    instance = Instance(tokens=tokens, adapters=adapters)
+    return served_batch(instance, rank=64, chunk_size=chunk_size, device="meta")
+
+
+def shrink(
+    served: Batch, columns: int = 192, width: int = 1024, block_n: int = 64, block_k: int = 64
+) -> Schedule:
+    config = {"BLOCK_N": block_n, "BLOCK_K": block_k}
+    return shrink_schedule(served, columns, width, config, MULTIPROCESSORS)
+
+
+@pytest.mark.parametrize("chunk_size", [16, 32, 64, 128])
+def test_a_large_prefill_has_tall_tiles_and_reads_x_once(chunk_size):
+    schedule = shrink(batch(30_720, 1, chunk_size))
+    assert schedule == Schedule(group=max(1, GROUPED_ROWS // chunk_size), together=3)
+
+
+def test_a_narrow_deep_tile_is_wide_and_shallow_where_rows_are_many():
+    prefill, decode = batch(30_720, 1, 16), batch(32, 8, 16)
+    default = {"block_n": 16, "block_k": 256}
+    assert shrink(prefill, **default) == Schedule(group=4, widened=4, together=3)
+    assert shrink(decode, **default).widened == 1
+    assert shrink(prefill, columns=16, block_n=16, block_k=256).widened == 1
+    assert shrink(prefill, block_n=16, block_k=64).widened == 2
+
+
+def test_tiles_that_hold_too_much_together_stay_apart():
+    prefill = batch(30_720, 1, 64)
+    assert shrink(prefill, columns=512).together == 1
+    assert shrink(prefill, columns=256).together == 4
+    assert shrink(prefill, block_k=128).together == 1
+
+
+def test_a_long_sum_of_few_segments_is_divided():
+    assert shrink(batch(32, 8, 16), columns=48, width=4096, block_n=32).parts == 8
+    assert shrink(batch(32, 8, 16), columns=192, width=1024, block_n=16).parts == 1
+    assert shrink(batch(1, 1, 16), columns=16, width=14_336, block_n=16).parts == 16
+    assert shrink(batch(30_720, 1, 16), width=14_336).parts == 1
+
+
+def test_segments_are_not_grouped_where_adapters_change_from_one_to_the_next():
+    assert expand_schedule(batch(512, 8, 16), 32, MULTIPROCESSORS).group == 1
+    assert expand_schedule(batch(4096, 8, 16), 32, MULTIPROCESSORS).group == 4
+
+
+def test_expand_walks_where_programs_are_plenty():
+    assert expand_schedule(batch(32, 8, 16), 48, MULTIPROCESSORS).walk == 1
+    assert expand_schedule(batch(30_720, 1, 64), 32, MULTIPROCESSORS).walk == 8
+
+
+def test_a_padded_buffer_is_not_covered_whole():
+    assert expand_schedule(batch(32, 8, 16), 48, MULTIPROCESSORS).rounds
+    assert not expand_schedule(batch(30_720, 1, 16), 48, MULTIPROCESSORS).rounds
+    assert not shrink(batch(1000, 3, 32)).rounds
