@@ -47,8 +47,10 @@ sdist = sdist_files(built)
 assert package <= sdist, f"the sdist lacks {sorted(package - sdist)}"
 for name in ("LICENSE", "README.md", "scripts/tune", "tests/test_model.py"):
     assert name in sdist, f"the sdist lacks {name}"
-configs = sum(name.endswith(".json") for name in package)
+provenances = sum(name.endswith(".provenance.json") for name in package)
+configs = sum(name.endswith(".json") for name in package) - provenances
 landscapes = sum(name.endswith((".jsonl", ".jsonl.gz")) for name in package)
 print(
-    f"{len(package)} files: {configs} configs, {landscapes} landscapes; {len(sdist)} in the sdist"
+    f"{len(package)} files: {configs} configs, {provenances} with provenance, "
+    f"{landscapes} landscapes; {len(sdist)} in the sdist"
 )

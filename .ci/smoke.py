@@ -19,7 +19,8 @@ checkout = Path(sys.argv[1]).resolve()
 installed = Path(lora_autotune.__file__)
 assert checkout.parent not in installed.parents, f"not the wheel: {installed}"
 
-files = sorted(checkout.glob("csgmv_configs/*/*.json"))
+beside = ".provenance.json"  # no lookup reads it
+files = sorted(p for p in checkout.glob("csgmv_configs/*/*.json") if not p.name.endswith(beside))
 for path in files:
     match = NAME.fullmatch(path.name)
     assert match, f"{path.name} is not a config file's name"

@@ -3,27 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from lora_autotune.space import Config
 from lora_autotune.task import Task, Workload
 from lora_autotune.trial import Failure, Trial
 
+DETAILS = ("kernels_version", "driver", "torch")
+"""What a platform may know beyond its identity."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Platform:
     """What measurements were made on. Numbers from two platforms are never mixed.
 
+    What tells two apart is their identity; the rest goes with what is measured, for its provenance.
+
     Attributes:
         device: the CUDA device's name, as the driver gives it ("NVIDIA H200").
         triton: version of Triton ("3.6.0").
         kernels: which kernels ("builtin").
+        kernels_version: what tells one version of them from another; None: not known.
+        driver: version of the device's driver; None: not known.
+        torch: version of torch; None: not known.
     """
 
     device: str
     triton: str
     kernels: str = "builtin"
+    kernels_version: str | None = field(default=None, compare=False)
+    driver: str | None = field(default=None, compare=False)
+    torch: str | None = field(default=None, compare=False)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What tells it apart from others."""
+        return {"device": self.device, "triton": self.triton, "kernels": self.kernels}
+
+    @property
+    def details(self) -> dict[str, str]:
+        """What else is known of it."""
+        named = {name: getattr(self, name) for name in DETAILS}
+        return {name: value for name, value in named.items() if value is not None}
 
 
 class Evaluator(Protocol):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime, timezone
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
-from lora_autotune.config_file import config_file_path, merge_config_file
+from lora_autotune import __version__
+from lora_autotune.config_file import config_file_path
 from lora_autotune.evaluator import Platform
+from lora_autotune.provenance import Provenance, write_with_provenance
 from lora_autotune.selection import Selection
-from lora_autotune.space import Config
+from lora_autotune.space import Config, SearchSpace, space_name
 from lora_autotune.task import Task, Workload
 from lora_autotune.trial import mean_time_us
 
@@ -43,6 +47,8 @@ class TuningResult:
 
     Attributes:
         selection: the winner, or the default, and why.
+        strategy: the name of the one that searched.
+        space: where it did.
         trials: configs evaluated, those known from the record included.
         failures: candidates that failed, by kind.
         pruned: candidates dropped before they were timed in full.
@@ -55,6 +61,8 @@ class TuningResult:
     platform: Platform
     replayed: bool
     selection: Selection
+    strategy: str
+    space: SearchSpace
     trials: int
     failures: Mapping[str, int]
     pruned: int
@@ -81,26 +89,65 @@ def _weighted_us(times_us: tuple[float, ...], workload: Workload) -> float | Non
     return mean_time_us(times_us, workload) if times_us else None
 
 
-def write_result(result: TuningResult, root: Path | str) -> Path | None:
-    """Merge what was chosen into its config file under a root; None when nothing runs.
-
-    Where the default stands it is written too: a lookup that finds no entry for a chunk size takes
-    the nearest one, which nobody measured there.
-
-    Raises:
-        ConfigFileError: the file cannot be written, or is not a config file.
-    """
-    task, config = result.task, result.selection.config
-    if config is None:
-        return None
-    path = config_file_path(
-        Path(root),
+def task_config_path(task: Task, platform: Platform, root: Path) -> Path:
+    """Where under a root a task's config belongs."""
+    return config_file_path(
+        root,
         task.kernel,
         task.K,
         task.R,
         task.S,
-        device_name=result.platform.device,
-        triton_version=result.platform.triton,
+        device_name=platform.device,
+        triton_version=platform.triton,
     )
-    merge_config_file(path, {task.chunk_size: config.as_dict()})
+
+
+def write_result(
+    result: TuningResult, root: Path | str, *, command: str | None = None
+) -> Path | None:
+    """Merge what was chosen into its config file under a root; None when nothing runs.
+
+    Where the default stands it is written too: a lookup that finds no entry for a chunk size takes
+    the nearest one, which nobody measured there. Where it is from is written beside it, see
+    :class:`lora_autotune.provenance.Provenance`.
+
+    Args:
+        result: what came of the tuning.
+        root: the folder that holds ``csgmv_configs``.
+        command: the command line that did it; None: Python.
+
+    Raises:
+        ConfigFileError: a file cannot be written, is not what its name says, or holds configs for
+            other kernels.
+    """
+    task, config = result.task, result.selection.config
+    if config is None:
+        return None
+    path = task_config_path(task, result.platform, Path(root))
+    write_with_provenance(path, task.chunk_size, _provenance(result, config, command))
     return path
+
+
+def _provenance(result: TuningResult, config: Config, command: str | None) -> Provenance:
+    task, platform, selection = result.task, result.platform, result.selection
+    return Provenance(
+        config=config.as_dict(),
+        command=command,
+        workload=tuple(f"{instance} {instance.weight}" for instance in result.workload),
+        dtype=task.dtype,
+        slices=tuple(b - a for a, b in pairwise(task.slice_offsets or ())),
+        gpu=platform.device,
+        driver=platform.driver,
+        triton=platform.triton,
+        torch=platform.torch,
+        kernels=platform.kernels,
+        kernels_version=platform.kernels_version,
+        package=__version__,
+        date=datetime.now(tz=timezone.utc).date().isoformat(),
+        replayed=result.replayed,
+        strategy=result.strategy,
+        space=space_name(result.space, task.kernel),
+        trials=result.trials,
+        times_us=tuple(round(time_us, 3) for time_us in selection.times_us),
+        default_times_us=tuple(round(time_us, 3) for time_us in selection.default_times_us),
+    )

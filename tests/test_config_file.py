@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 
 import lora_autotune
 from lora_autotune import config_file
+from lora_autotune.chunk_file import MAX_BYTES
 from lora_autotune.config_file import (
     FOLDER,
-    MAX_BYTES,
     ConfigTable,
-    check_tree,
     config_file_name,
     config_file_path,
     folder_version,
@@ -27,6 +26,7 @@ from lora_autotune.config_file import (
     read_config_file,
     version_folder,
 )
+from lora_autotune.config_tree import check_tree
 from lora_autotune.errors import ConfigFileError, UsageError
 
 CHECKOUT = Path(lora_autotune.__file__).parent.parent

@@ -11,6 +11,7 @@ import sys
 import time
 import venv
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +27,9 @@ from lora_autotune.doctor.configs import examine_configs
 from lora_autotune.doctor.disk import examine_disk
 from lora_autotune.doctor.finding import Section
 from lora_autotune.evaluators import cores as cores_module
+from lora_autotune.kernels_version import builtin_kernels_version
+from lora_autotune.provenance import write_with_provenance
+from tests.provenance_cases import ENTRY
 
 ROOT = Path(lora_autotune.__file__).parent.parent
 GOOD = {16: {"BLOCK_N": 16, "BLOCK_K": 64}}
@@ -364,6 +368,90 @@ def test_configs_are_counted_by_what_a_server_here_would_do_with_them(
     assert note == "none for NVIDIA L4: its server gets the defaults"
     assert "no GPU here" in facts_of(examine_configs(None, "3.6.0"), "note")[0]
     assert "no Triton here" in facts_of(examine_configs("NVIDIA H200", None), "note")[0]
+
+
+def test_the_kernels_that_configs_were_tuned_on_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SGLANG_LORA_CONFIG_DIR", str(tmp_path))
+    here = builtin_kernels_version()
+    ours = replace(ENTRY, config=GOOD[16], kernels_version=here)
+    write_with_provenance(config_file(tmp_path), 16, ours)
+    write_with_provenance(config_file(tmp_path), 64, ours)
+    write_with_provenance(config_file(tmp_path, gpu="B200"), 16, replace(ours, kernels="other"))
+    merge_config_file(config_file(tmp_path, K=2048), GOOD)
+
+    section = examine_configs("NVIDIA H200", "3.6.0")
+    said = f"tuned on the kernels: builtin {here} (2 entries), not recorded (1 entry)"
+    assert said in facts_of(section, "ok")
+    assert section.facts["kernels"] == {f"builtin {here}": 2, "not recorded": 1}
+    assert facts_of(section, "note") == []
+    assert sum(examine_configs("NVIDIA L4", "3.6.0").facts["kernels"].values()) == 4
+
+    write_with_provenance(config_file(tmp_path), 64, replace(ours, kernels_version="0123"))
+    (note,) = facts_of(examine_configs("NVIDIA H200", "3.6.0"), "note")
+    assert note == f"the kernels here are builtin {here}: 1 entry was tuned on an earlier version"
+
+    theirs = replace(ours, kernels="sglang-0.5.23", kernels_version=None)
+    write_with_provenance(config_file(tmp_path, K=512), 16, theirs)
+    (note,) = facts_of(examine_configs("NVIDIA H200", "3.6.0"), "note")
+    assert note.startswith("tuned on different kernels: ")
+    assert "sglang-0.5.23 (1 entry)" in note
+
+
+def test_which_configs_sglang_launches_which_kernels_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_autotune.doctor.configs.installed_version", lambda _: "0.5.23")
+    monkeypatch.delenv("LORA_AUTOTUNE_SGLANG", raising=False)
+    monkeypatch.delenv("SGLANG_LORA_CONFIG_DIR", raising=False)
+    write_with_provenance(config_file(tmp_path), 16, replace(ENTRY, config=GOOD[16]))
+    monkeypatch.setattr("lora_autotune.loader._PACKAGED", str(tmp_path))
+
+    def served() -> str:
+        (fact,) = (f for f in facts_of(section(), "ok") if f.startswith("SGLang 0.5.23, "))
+        return fact.partition("LORA_AUTOTUNE_SGLANG=")[2]
+
+    def section() -> Section:
+        return examine_configs("NVIDIA H200", "3.6.0")
+
+    assert served() == "configs: its kernels launch with its own files"
+    write_with_provenance(
+        config_file(tmp_path / "sglang"),
+        16,
+        replace(ENTRY, config=GOOD[16], kernels="sglang-0.5.23"),
+    )
+    assert served() == f"configs: its kernels launch with {tmp_path}/sglang"
+    monkeypatch.setenv("LORA_AUTOTUNE_SGLANG", "off")
+    assert served() == "off: its kernels launch with its own files"
+    monkeypatch.setenv("LORA_AUTOTUNE_SGLANG", "kernels")
+    theirs = f"kernels: its kernels launch with {tmp_path}/sglang"
+    assert served() == f"{theirs}; ours run where they can, with {tmp_path}"
+    assert not any("ones run" in note for note in facts_of(section(), "note"))
+
+    monkeypatch.setenv("SGLANG_LORA_CONFIG_DIR", str(tmp_path / "sglang"))
+    (note,) = (note for note in facts_of(section(), "note") if "ones run" in note)
+    assert (
+        note == "SGLANG_LORA_CONFIG_DIR has configs tuned on sglang kernels, but builtin ones run"
+    )
+    monkeypatch.setenv("LORA_AUTOTUNE_SGLANG", "configs")
+    assert not any("ones run" in note for note in facts_of(section(), "note"))
+    assert section().facts["sglang"]["configs"] == str(tmp_path / "sglang")
+
+
+def test_a_provenance_of_another_config_is_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SGLANG_LORA_CONFIG_DIR", str(tmp_path))
+    write_with_provenance(config_file(tmp_path), 16, ENTRY)
+    merge_config_file(config_file(tmp_path), GOOD)
+
+    section = examine_configs("NVIDIA H200", "3.6.0")
+    assert problems(section) == []
+    assert f"{tmp_path} (SGLANG_LORA_CONFIG_DIR): 1 good, 0 bad" in facts_of(section, "ok")
+    (note,) = facts_of(section, "note")
+    assert "chunk size 16: is of another config" in note
+    assert section.facts["kernels"] == {"not recorded": 1}
 
 
 def test_every_bad_config_file_is_named_up_to_a_limit(

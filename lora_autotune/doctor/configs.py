@@ -5,16 +5,23 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from lora_autotune import loader
-from lora_autotune.config_file import FOLDER, check_tree, version_folder
+from lora_autotune.config_file import FOLDER, read_config_file, version_folder
+from lora_autotune.config_tree import check_tree
 from lora_autotune.doctor.finding import Notebook, Section
+from lora_autotune.doctor.software import installed_version
+from lora_autotune.kernel_set import BUILTIN, set_of
+from lora_autotune.kernels_version import builtin_kernels_version
 from lora_autotune.loader import ROOT_VARIABLE
+from lora_autotune.provenance import find_provenance, is_provenance
+from lora_autotune.sglang import DEFAULT_MODE, MODE_VARIABLE
 
 _DEVICE = re.compile(r",device=(.+)\.json")
 _MOST_NAMED = 20
+_UNKNOWN = "not recorded"
 _TUNE = "lora-autotune tune --model NAME --rank R --out DIR"
 
 
@@ -27,7 +34,7 @@ def examine_configs(device: str | None, triton: str | None) -> Section:
     """
     book = Notebook("Configs")
     named = os.environ.get(ROOT_VARIABLE)
-    root = Path(named) if named else Path(loader.__file__).parent / "configs"
+    root = Path(loader.config_root())
     origin = ROOT_VARIABLE if named else "shipped with the package"
     fault = _root_fault(root)
     if fault is not None:
@@ -35,11 +42,12 @@ def examine_configs(device: str | None, triton: str | None) -> Section:
         book.problem(f"{root} ({origin}) {fact}", remedy, stops=("lookup",))
         return book.section({"root": str(root), "origin": origin, "files": {}, "bad": []})
     good: dict[Path, str] = {}
-    bad = []
+    bad: list[str] = []
+    stale: list[str] = []
     for path, error in check_tree(root / FOLDER):
         match = _DEVICE.search(path.name)
         if error is not None:
-            bad.append(str(error))
+            (stale if is_provenance(path) else bad).append(str(error))
         elif match is not None:
             good[path] = match[1]
     book.ok(f"{root} ({origin}): {len(good)} good, {len(bad)} bad")
@@ -48,10 +56,16 @@ def examine_configs(device: str | None, triton: str | None) -> Section:
     if len(bad) > _MOST_NAMED:
         rest = f"and {_files(len(bad) - _MOST_NAMED)} more"
         book.problem(rest, f"see them all: lora-autotune check {root / FOLDER}")
+    for message in stale[:_MOST_NAMED]:
+        book.note(message, "tune that shape again, or remove the file: no server reads it")
     _judge_use(book, good, device, triton)
+    kernels = _kernels_of(good, device)
+    _say_kernels(book, kernels)
+    served = _say_in_force(book, {set_of(name.split()[0]) for name in kernels if name != _UNKNOWN})
     counts = Counter((name, path.parent.name) for path, name in good.items())
     files = [{"device": d, "folder": f, "files": n} for (d, f), n in sorted(counts.items())]
-    return book.section({"root": str(root), "origin": origin, "files": files, "bad": bad})
+    facts = {"root": str(root), "origin": origin, "files": files, "bad": bad}
+    return book.section({**facts, "provenance": stale, "kernels": dict(kernels), "sglang": served})
 
 
 def _root_fault(root: Path) -> tuple[str, str] | None:
@@ -100,6 +114,73 @@ def _judge_use(
         )
     elif others:
         book.ok(f"for other GPUs: {named}")
+
+
+def _kernels_of(good: Mapping[Path, str], device: str | None) -> Counter[str]:
+    """Sets of kernels -> entries that were tuned on them: this device's if it has any, else all."""
+    mine = [path for path, of in good.items() if device and of == device.replace(" ", "_")]
+    found: Counter[str] = Counter()
+    for path in mine or good:
+        for chunk_size, config in read_config_file(path).items():
+            entry = find_provenance(path, chunk_size, config)
+            if isinstance(entry, str):
+                found[_UNKNOWN] += 1
+            else:
+                found[" ".join(filter(None, [entry.kernels, entry.kernels_version]))] += 1
+    return found
+
+
+def _say_kernels(book: Notebook, found: Mapping[str, int]) -> None:
+    if not found:
+        return
+    named = ", ".join(f"{kernels} ({_entries(count)})" for kernels, count in sorted(found.items()))
+    sets = {kernels.split()[0] for kernels in found if kernels != _UNKNOWN}
+    if len({set_of(kernels) for kernels in sets}) > 1:
+        book.note(
+            f"tuned on different kernels: {named}",
+            f"keep a folder for each set, and export {ROOT_VARIABLE} for the one that runs",
+        )
+        return
+    book.ok(f"tuned on the kernels: {named}")
+    here = f"{BUILTIN} {builtin_kernels_version()}"
+    old = sum(n for name, n in found.items() if name.startswith(f"{BUILTIN} ") and name != here)
+    if old:
+        were = "was" if old == 1 else "were"
+        book.note(
+            f"the kernels here are {here}: {_entries(old)} {were} tuned on an earlier version",
+            _TUNE,
+        )
+
+
+def _entries(count: int) -> str:
+    return f"{count} entr" + ("ies" if count != 1 else "y")
+
+
+def _say_in_force(book: Notebook, labels: Collection[str]) -> dict[str, str] | None:
+    """Which configs a server here launches which kernels with; None: SGLang is not installed.
+
+    Args:
+        book: where it is said.
+        labels: the sets that the configs of ours were tuned on.
+    """
+    version = installed_version("sglang")
+    if version is None:
+        return None
+    mode = os.environ.get(MODE_VARIABLE, "").strip().lower() or DEFAULT_MODE
+    theirs = Path(loader.config_root("sglang"), FOLDER)
+    of_theirs = str(theirs.parent) if mode != "off" and theirs.is_dir() else "its own files"
+    text = f"SGLang {version}, {MODE_VARIABLE}={mode}: its kernels launch with {of_theirs}"
+    if mode == "kernels":
+        text += f"; ours run where they can, with {loader.config_root()}"
+    book.ok(text)
+    running = BUILTIN if mode == "kernels" else "sglang"
+    if os.environ.get(ROOT_VARIABLE) and labels and running not in labels and mode != "off":
+        book.note(
+            f"{ROOT_VARIABLE} has configs tuned on {', '.join(sorted(labels))} kernels,"
+            f" but {running} ones run",
+            f"export {ROOT_VARIABLE} for a folder of tune --kernels {running}",
+        )
+    return {"version": version, "mode": mode, "configs": of_theirs}
 
 
 def _files(count: int) -> str:
