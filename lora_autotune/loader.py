@@ -74,6 +74,7 @@ def get_lora_config_file_name(
     *,
     device_name: str | None = None,
     triton_version: str | None = None,  # noqa: ARG001 - the four functions take the same
+    kernels: str = "builtin",  # noqa: ARG001
 ) -> str:
     """The bare name of a config file.
 
@@ -92,9 +93,22 @@ def get_lora_configs(
     *,
     device_name: str | None = None,
     triton_version: str | None = None,
+    kernels: str = "builtin",
 ) -> ConfigTable | None:
-    """Chunk size -> parameters, from the first good file; None when there is none."""
-    table = _find(kernel, K, R, S, _root(), device_name, triton_version).table
+    """Chunk size -> parameters, from the first good file; None when there is none.
+
+    Args:
+        kernel: "shrink" or "expand".
+        K: shrink: the layer's input width; expand: its output width.
+        R: the largest rank.
+        S: fused slices.
+        device_name: None: this machine's GPU.
+        triton_version: None: the one that is here.
+        kernels: whose configs, where SGLANG_LORA_CONFIG_DIR does not say which: those that ship for
+            ours ("builtin") or for SGLang's own ("sglang").
+    """
+    root = config_root(kernels)
+    table = _find(kernel, K, R, S, root, device_name, triton_version).table
     return None if table is None else {chunk: dict(config) for chunk, config in table.items()}
 
 
@@ -106,9 +120,10 @@ def get_lora_shrink_config(
     *,
     device_name: str | None = None,
     triton_version: str | None = None,
+    kernels: str = "builtin",
 ) -> dict[str, int]:
     """Parameters of the shrink kernel (K: the layer's input width); the caller's own copy."""
-    root = _root()
+    root = config_root(kernels)
     return dict(_config("shrink", K, R, num_slices, chunk_size, root, device_name, triton_version))
 
 
@@ -120,9 +135,10 @@ def get_lora_expand_config(
     *,
     device_name: str | None = None,
     triton_version: str | None = None,
+    kernels: str = "builtin",
 ) -> dict[str, int]:
     """Parameters of the expand kernel (K: the layer's output width); the caller's own copy."""
-    root = _root()
+    root = config_root(kernels)
     return dict(_config("expand", K, R, num_slices, chunk_size, root, device_name, triton_version))
 
 
@@ -135,10 +151,12 @@ def explain_lookup(
     *,
     device_name: str | None = None,
     triton_version: str | None = None,
+    kernels: str = "builtin",
 ) -> Lookup:
     """What the lookup functions answer, and why."""
-    found = _find(kernel, K, R, S, _root(), device_name, triton_version)
-    config = dict(_config(kernel, K, R, S, chunk_size, _root(), device_name, triton_version))
+    root = config_root(kernels)
+    found = _find(kernel, K, R, S, root, device_name, triton_version)
+    config = dict(_config(kernel, K, R, S, chunk_size, root, device_name, triton_version))
     nearest = _nearest(found.table, chunk_size) if found.table else None
     reason = found.reason
     if nearest is not None and nearest != chunk_size:
@@ -159,8 +177,10 @@ def clear_cache() -> None:
     _log_once.cache_clear()
 
 
-def _root() -> str:
-    return os.environ.get(ROOT_VARIABLE) or _PACKAGED
+def config_root(kernels: str = "builtin") -> str:
+    """Where configs for a set of kernels are looked up: SGLANG_LORA_CONFIG_DIR, else what ships."""
+    shipped = _PACKAGED if kernels == "builtin" else f"{_PACKAGED}/{kernels}"
+    return os.environ.get(ROOT_VARIABLE) or shipped
 
 
 def _nearest(table: ConfigTable, chunk_size: int) -> int:
@@ -237,7 +257,8 @@ def _folders(root: Path, running: str) -> list[tuple[Path, str]]:
     try:
         names = [entry.name for entry in root.iterdir()]
     except OSError as error:
-        _log_once(logging.WARNING, f"LoRA configs: {root} cannot be listed: {error}")
+        if not root.is_relative_to(_PACKAGED):  # else none ship for these kernels
+            _log_once(logging.WARNING, f"LoRA configs: {root} cannot be listed: {error}")
         names = []
     others = [(v, n) for n in names if n not in {exact, public} and (v := folder_version(n))]
     return first + [

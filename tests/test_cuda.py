@@ -58,10 +58,10 @@ def crash_at(task: Task, config: Config):
     """Let a candidate access what it must not, until the worker is replaced."""
     real = measuring._checked_resources
 
-    def checked(its_task, its_config, prepared):
-        if (its_task, its_config) == (task, config):
+    def checked(subject, its_config, prepared):
+        if (subject.task, its_config) == (task, config):
             illegal_access()
-        return real(its_task, its_config, prepared)
+        return real(subject, its_config, prepared)
 
     measuring._checked_resources = checked
 
@@ -78,8 +78,8 @@ def spoil_last_row(output: torch.Tensor):
 def compute_wrongly(spoil):
     """Spoil what every candidate that is checked from now on has computed."""
 
-    def task_launch(task, operands, *rest):
-        launch = plan.task_launch(task, operands, *rest)
+    def task_launch(task, operands, *rest, **options):
+        launch = plan.task_launch(task, operands, *rest, **options)
 
         def run():
             launch()
@@ -116,7 +116,7 @@ def machine():
 
 @pytest.fixture
 def evaluator(machine):
-    one = machine.evaluator(TASK, WORKLOAD)
+    one = machine.evaluator(TASK, WORKLOAD, prune=False)
     assert isinstance(evaluate(one, DEFAULT), Measurement)
     yield one
     one.close()

@@ -198,6 +198,30 @@ class TestRoots:
         monkeypatch.setattr(loader, "_PACKAGED", str(root))
         assert get_lora_configs("shrink", 1024, 64, 3, **HERE) == TABLE
 
+    def test_those_for_the_kernels_of_sglang_are_packaged_apart(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+    ) -> None:
+        theirs = {"kernels": "sglang", **HERE}
+        assert get_lora_configs("shrink", 1024, 64, 3, **theirs) is None
+        put(root)
+        put(root / "sglang", table=marked(32))
+        clear_cache()
+        assert get_lora_configs("shrink", 1024, 64, 3, **theirs) == TABLE  # the named folder
+        monkeypatch.delenv(loader.ROOT_VARIABLE)
+        monkeypatch.setattr(loader, "_PACKAGED", str(root))
+        assert get_lora_configs("shrink", 1024, 64, 3, **theirs) == marked(32)
+        assert get_lora_shrink_config(1024, 64, 3, 16, **theirs) == marked(32)[16]
+        assert get_lora_expand_config(1024, 64, 3, 16, **theirs) == DEFAULT_EXPAND_CONFIG
+        assert get_lora_configs("shrink", 1024, 64, 3, **HERE) == TABLE
+
+    def test_that_none_are_packaged_for_sglang_is_no_fault(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.delenv(loader.ROOT_VARIABLE)
+        monkeypatch.setattr(loader, "_PACKAGED", str(root))
+        assert get_lora_configs("shrink", 1024, 64, 3, kernels="sglang", **HERE) is None
+        assert log.records == []
+
     def test_the_packaged_configs_lie_beside_the_module(self) -> None:
         assert Path(loader._PACKAGED).samefile(Path(loader.__file__).parent / "configs")
 

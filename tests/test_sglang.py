@@ -28,13 +28,21 @@ if importlib.util.find_spec("sglang") is None:
     pytest.skip("SGLang is not installed: .ci/sglang runs these", allow_module_level=True)
 
 import torch
+import triton
 
 import lora_autotune
 from lora_autotune import loader
 from lora_autotune.config_file import FOLDER, config_file_path, merge_config_file
+from lora_autotune.evaluators import compiling
+from lora_autotune.evaluators.gpu import Gpu
+from lora_autotune.evaluators.worker import Worker
 from lora_autotune.kernels.batch import make_batch
+from lora_autotune.kernels.launcher import launcher
+from lora_autotune.provenance import is_provenance
 from lora_autotune.sglang import MODE_VARIABLE, activate, coverage, forwards, lookups
 from lora_autotune.sglang.batches import batch_view
+from lora_autotune.space import DEFAULT_CONFIGS, Config
+from lora_autotune.task import Task, default_workload
 
 H200 = "NVIDIA H200"
 HOME = "sglang.kernels.ops.lora.dense"
@@ -190,7 +198,11 @@ def test_an_unknown_mode_is_said_and_is_off(
 # --- configs -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/*.json")), ids=lambda path: path.name[:30])
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sorted(CONFIGS.glob("*/*.json")) if not is_provenance(path)],
+    ids=lambda path: path.name[:30],
+)
 def test_its_own_loader_reads_what_we_ship(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tuning = module(f"{HOME}.lora_tuning_config")
     match = NAME.fullmatch(path.name)
@@ -232,25 +244,97 @@ def test_in_mode_configs_its_kernels_get_what_the_variable_names(tmp_path: Path)
     assert "BLOCK_N=48 is not a power of two" in log
 
 
-def test_its_kernels_never_get_the_configs_that_ship_with_ours() -> None:
+def test_its_kernels_get_what_ships_for_them_else_its_own_files() -> None:
     (_, hooked, _), (_, plain, _) = state("kernels"), state("off")
-    assert hooked == plain
-    shipped = loader.get_lora_shrink_config(
-        1024, 64, 3, 64, device_name=H200, triton_version="3.6.0"
-    )
-    assert hooked[0] != shipped
+    who: dict[str, Any] = {"device_name": H200, "triton_version": triton.__version__}
+    shapes = [("shrink", 1024, 3, 64), ("shrink", 1000, 3, 64)]
+    shapes += [("expand", 4096, 3, 16), ("expand", 1000, 1, 16)]
+    for (kernel, K, S, chunk), found, own in zip(shapes, hooked, plain, strict=True):
+        shipped = loader.explain_lookup(kernel, K, 64, S, chunk, kernels="sglang", **who)
+        assert found == (own if shipped.path is None else shipped.config)
+    ours = loader.get_lora_shrink_config(1024, 64, 3, 64, **who)
+    assert hooked[0] != ours
+
+
+def test_what_ships_for_its_kernels_is_read_before_its_own_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def original(*shape: int) -> dict[str, int]:
+        return {"BLOCK_N": 128, "BLOCK_K": 64}
+
+    monkeypatch.setattr(loader, "_PACKAGED", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: H200)
+    for root, table in ((tmp_path, {16: original()}), (tmp_path / "sglang", TABLE)):
+        path = config_file_path(
+            root, "shrink", 1024, 64, 3, device_name=H200, triton_version=triton.__version__
+        )
+        merge_config_file(path, table)
+    assert lookups.around_shrink_lookup(original, 1024, 64, 3, 64) == TABLE[64]
+    assert lookups.around_shrink_lookup(original, 2048, 64, 3, 64) == original()
+    assert lookups.around_expand_lookup(original, 1024, 64, 3, 64) == original()
 
 
 def test_a_lookup_that_raises_is_the_defaults_with_one_warning(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: H200)
+
     def broken(*shape: int) -> dict[str, int]:
         raise RuntimeError("no device")
 
     for _ in range(3):
-        found = lookups.around_shrink_lookup(broken, 1024, 64, 3, 16)
+        found = lookups.around_shrink_lookup(broken, 1000, 64, 3, 16)
         assert found == loader.DEFAULT_SHRINK_CONFIG
     assert len(said(caplog, "WARNING")) == 1
+
+
+# --- its kernels, to be tuned --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("kernel", "K"), [("shrink", 1024), ("expand", 4096)])
+def test_its_kernels_compile_for_a_hopper_as_tuning_does_it(
+    kernel: Any, K: int, dtype: Any, tmp_path: Path
+) -> None:
+    gpu = Gpu(
+        name=H200,
+        capability=90,
+        multiprocessors=132,
+        smem_bytes=232_448,
+        l2_bytes=60 << 20,
+        triton="any",
+    )
+    offsets = (0, 2048, 3072, 4096) if kernel == "expand" else None
+    task = Task(kernel=kernel, K=K, R=64, S=3, chunk_size=16, dtype=dtype, slice_offsets=offsets)
+    assert launcher("sglang").name == f"sglang-{metadata.version('sglang')}"
+    worker = Worker(compiling.set_up, gpu, str(tmp_path))
+    try:
+        for config in (DEFAULT_CONFIGS[kernel], Config(BLOCK_N=32, BLOCK_K=32, num_warps=4)):
+            job = (task, default_workload(16), config, "sglang")
+            compiled = worker.call(compiling.compile_config, *job, timeout_s=120)
+            assert compiled.failure is None
+            assert compiled.smem_bytes > 0
+    finally:
+        worker.close()
+
+
+CHECK = """
+import torch
+from lora_autotune.evaluators.correctness import difference_from_reference
+from lora_autotune.kernels.schedule import Schedule
+from lora_autotune.space import Config
+from lora_autotune.task import Task
+rest = dict(K=72, R=16, S=3, chunk_size=16)
+for task in (Task(kernel="shrink", **rest),
+             Task(kernel="expand", slice_offsets=(0, 40, 56, 72), **rest)):
+    generator, config = torch.Generator().manual_seed(0), Config(BLOCK_N=32, BLOCK_K=16)
+    print(difference_from_reference(task, config, Schedule(), generator, kernels="sglang"))
+"""
+
+
+def test_its_kernels_pass_the_check_that_candidates_go_through() -> None:
+    output, _ = server(CHECK, TRITON_INTERPRET="1", **{MODE_VARIABLE: "off"})
+    assert output.split() == ["None", "None"]
 
 
 # --- forward functions, on the CPU ---------------------------------------------------------------

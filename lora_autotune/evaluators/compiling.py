@@ -12,7 +12,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from lora_autotune.evaluators.gpu import Gpu
-from lora_autotune.evaluators.plan import empty_operands, task_launch, task_offsets, walk_of
+from lora_autotune.evaluators.plan import empty_operands, schedule_of, task_launch, task_offsets
+from lora_autotune.kernel_set import BUILTIN
 from lora_autotune.kernels.batch import served_batch
 from lora_autotune.space import Config
 from lora_autotune.task import Task, Workload
@@ -73,7 +74,9 @@ def warm_up() -> None:
             return
 
 
-def compile_config(task: Task, workload: Workload, config: Config) -> Compiled:
+def compile_config(
+    task: Task, workload: Workload, config: Config, kernels: str = BUILTIN
+) -> Compiled:
     """Compile a config as the task's workload launches it."""
     started_s = time.perf_counter()
     options = config.as_dict()
@@ -85,9 +88,12 @@ def compile_config(task: Task, workload: Workload, config: Config) -> Compiled:
         ]:
             operands = empty_operands(task, batch, device="meta")
             offsets = task_offsets(task, device="meta")
-            walk = walk_of(task, batch, options, _gpu.multiprocessors)
-            kernel: Any = task_launch(task, operands, batch, offsets, options, walk).compile()
+            schedule = schedule_of(task, batch, options, _gpu.multiprocessors, kernels=kernels)
+            launch = task_launch(task, operands, batch, offsets, options, schedule, kernels=kernels)
+            kernel: Any = launch.compile()
             smem_bytes = max(smem_bytes, kernel.metadata.shared)
+            if smem_bytes > _gpu.smem_bytes:
+                break
     except Exception as error:  # whatever the compiler says no with is the candidate's failure
         text = str(error).split("Repro command")[0]
         message = f"{type(error).__name__}: {' '.join(text.split())[:300]}"

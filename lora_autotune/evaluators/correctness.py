@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from lora_autotune.evaluators.plan import Operands, shapes, task_launch, task_offsets
+from lora_autotune.kernel_set import BUILTIN
 from lora_autotune.kernels.batch import Batch, make_batch
 from lora_autotune.kernels.reference import expand_reference, shrink_reference
+from lora_autotune.kernels.schedule import Schedule
 from lora_autotune.space import Config
 from lora_autotune.task import Task
 
@@ -17,7 +19,12 @@ relative to the reference's root mean square."""
 
 
 def difference_from_reference(
-    task: Task, config: Config, walk: int, generator: torch.Generator
+    task: Task,
+    config: Config,
+    schedule: Schedule,
+    generator: torch.Generator,
+    *,
+    kernels: str = BUILTIN,
 ) -> str | None:
     """What a candidate got wrong on fresh random inputs, in words; None when it is right.
 
@@ -26,7 +33,7 @@ def difference_from_reference(
     output is poisoned first.
     """
     device = generator.device
-    batch = ragged_batch(task, generator)
+    batch = ragged_batch(task, schedule.group, generator)
     dtype = getattr(torch, task.dtype)
     rows = batch.permutation.shape[0]
 
@@ -45,7 +52,7 @@ def difference_from_reference(
     owed = ~reference.isnan()
     idle = ~owed.any(dim=1)
     operands = Operands(x=x, weights=weights, output=output)
-    task_launch(task, operands, batch, offsets, config.as_dict(), walk)()
+    task_launch(task, operands, batch, offsets, config.as_dict(), schedule, kernels=kernels)()
 
     if not output[idle].isnan().all():
         return "writes rows that have no adapter"
@@ -60,18 +67,22 @@ def difference_from_reference(
     return None
 
 
-def ragged_batch(task: Task, generator: torch.Generator) -> Batch:
-    """About five chunks of rows over five adapters of different ranks, one of them absent."""
+def ragged_batch(task: Task, group: int, generator: torch.Generator) -> Batch:
+    """About five chunks of rows over five adapters of different ranks, one of them absent.
+
+    Where a program takes a group of segments, two groups more of the first adapter's.
+    """
     device = generator.device
     ranks = [task.R, max(1, task.R // 2), 0, max(1, task.R - 3), task.R]
-    rows = 5 * task.chunk_size + 3
-    owners = torch.randint(0, 4, (rows,), generator=generator, device=device)
+    rows, alike = 5 * task.chunk_size + 3, 2 * group * task.chunk_size if group > 1 else 0
+    owners = torch.randint(0, 4, (rows + alike,), generator=generator, device=device)
+    owners[torch.randperm(rows + alike, generator=generator, device=device)[:alike]] = 0
     scalings = (torch.rand(5, generator=generator, device=device) + 0.5).tolist()
     return make_batch(
         owners,
         ranks=ranks,
         scalings=scalings,
         chunk_size=task.chunk_size,
-        grid_segments=16,
+        grid_segments=16 + 2 * group,
         device=device,
     )

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lora_autotune.kernel_set import BUILTIN
 from lora_autotune.kernels.batch import Batch
-from lora_autotune.kernels.launch import Launch, expand_launch, shrink_launch, walk_length
+from lora_autotune.kernels.launch import Launch
+from lora_autotune.kernels.launcher import launcher
+from lora_autotune.kernels.schedule import Schedule
 from lora_autotune.task import Task
 
 
@@ -56,12 +59,16 @@ def task_offsets(task: Task, *, device: torch.device | str) -> Tensor:
     return torch.tensor(task.slice_offsets or (0,), dtype=torch.int64).to(device)
 
 
-def walk_of(task: Task, batch: Batch, config: Mapping[str, int], multiprocessors: int) -> int:
-    """Tiles that one program walks for a batch; 1 for shrink, which doesn't walk."""
-    if task.kernel == "shrink":
-        return 1
-    tiles = -(-task.K // config["BLOCK_N"])
-    return walk_length(tiles, batch.likely_segments, multiprocessors)
+def schedule_of(
+    task: Task,
+    batch: Batch,
+    config: Mapping[str, int],
+    multiprocessors: int,
+    *,
+    kernels: str = BUILTIN,
+) -> Schedule:
+    """How a launch of a task on a batch maps to programs."""
+    return launcher(kernels).schedule(task, batch, config, multiprocessors)
 
 
 def task_launch(
@@ -70,10 +77,10 @@ def task_launch(
     batch: Batch,
     offsets: Tensor,
     config: Mapping[str, int],
-    walk: int,
+    schedule: Schedule,
+    *,
+    kernels: str = BUILTIN,
 ) -> Launch:
-    """The launch of a task's kernel on some operands."""
-    x, weights, output = operands.x, operands.weights, operands.output
-    if task.kernel == "shrink":
-        return shrink_launch(x, weights, output, batch, task.S, config)
-    return expand_launch(x, weights, output, batch, offsets, config, walk=walk)
+    """The launch of a task's kernel, of one set of them, on some operands."""
+    matrices = operands.x, operands.weights, operands.output
+    return launcher(kernels).launch(task, matrices, batch, offsets, config, schedule)

@@ -9,16 +9,17 @@ mode    SGLang's kernels launch with                 our kernels run
 ======= ============================================ ===========================================
 off     what SGLang finds                            never
 configs ``SGLANG_LORA_CONFIG_DIR``'s files, read by  never
-        our loader; not set: SGLang's own files
+        our loader; not set: those that ship here
+        for its kernels, else SGLang's own
 kernels the same (for what ours don't cover)         where they cover the case, with the configs
                                                      of ``SGLANG_LORA_CONFIG_DIR``; not set: with
-                                                     those that ship with this package
+                                                     those that ship here for ours
 ======= ============================================ ===========================================
 
-A config belongs to the kernels it was tuned on, and those that ship were tuned on ours: SGLang's
-kernels never get them. Whoever sets the variable says what both get. Nothing here takes a server
-down: what fails is left to SGLang, with one warning. (A fault of a running kernel poisons the CUDA
-context, and is nobody's to catch.)
+A config belongs to the kernels it was tuned on, and two sets ship: ``configs`` was tuned on ours,
+``configs/sglang`` on SGLang's. Whoever sets the variable says what both get. Nothing here takes a
+server down: what fails is left to SGLang, with one warning. (A fault of a running kernel poisons
+the CUDA context, and is nobody's to catch.)
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""SGLang's lookups of configs for *its* kernels: never a config that ships with ours."""
+"""SGLang's lookups of configs for *its* kernels: never a config that ships for ours."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from lora_autotune.loader import (
     DEFAULT_EXPAND_CONFIG,
     DEFAULT_SHRINK_CONFIG,
     ROOT_VARIABLE,
+    get_lora_configs,
     get_lora_expand_config,
     get_lora_shrink_config,
 )
@@ -22,23 +23,32 @@ def around_shrink_lookup(
     original: Lookup, K: int, R: int, num_slices: int, chunk_size: int
 ) -> dict[str, int]:
     """What SGLang's shrink kernel launches with; never raises."""
-    lookup = get_lora_shrink_config if os.environ.get(ROOT_VARIABLE) else original
-    return _answer(lookup, DEFAULT_SHRINK_CONFIG, (K, R, num_slices, chunk_size))
+    shape = (K, R, num_slices, chunk_size)
+    return _answer("shrink", original, get_lora_shrink_config, DEFAULT_SHRINK_CONFIG, shape)
 
 
 def around_expand_lookup(
     original: Lookup, K: int, R: int, num_slices: int, chunk_size: int
 ) -> dict[str, int]:
     """What SGLang's expand kernel launches with; never raises."""
-    lookup = get_lora_expand_config if os.environ.get(ROOT_VARIABLE) else original
-    return _answer(lookup, DEFAULT_EXPAND_CONFIG, (K, R, num_slices, chunk_size))
+    shape = (K, R, num_slices, chunk_size)
+    return _answer("expand", original, get_lora_expand_config, DEFAULT_EXPAND_CONFIG, shape)
 
 
 def _answer(
-    lookup: Lookup, default: dict[str, int], shape: tuple[int, int, int, int]
+    kernel: str,
+    original: Lookup,
+    ours: Callable[..., dict[str, int]],
+    default: dict[str, int],
+    shape: tuple[int, int, int, int],
 ) -> dict[str, int]:
+    """Ours looks in the folder that is named, and for what ships; for the rest SGLang's does."""
     try:
-        config = dict(lookup(*shape))
+        named = os.environ.get(ROOT_VARIABLE)
+        if named or get_lora_configs(kernel, *shape[:3], kernels="sglang") is not None:
+            config = ours(*shape, kernels="sglang")
+        else:
+            config = dict(original(*shape))
         fault = config_fault(config)
         if fault is None:
             return config
