@@ -7,11 +7,14 @@ from dataclasses import replace
 from typing import Protocol
 
 from lora_autotune.evaluator import Evaluator
+from lora_autotune.pruning import imputed_us
 from lora_autotune.space import DEFAULT_CONFIGS, Config
 from lora_autotune.strategy import Strategy
 from lora_autotune.trial import (
     MAX_REGRESSION,
+    Failure,
     Measurement,
+    Pruned,
     Trial,
     relative_cost,
     tuning_cost,
@@ -154,13 +157,33 @@ class Search:
         self._untold.clear()
 
     def _priced(self, trial: Trial) -> Trial:
-        if not isinstance(trial.outcome, Measurement) or self._baseline_us is None:
+        outcome, baseline_us = trial.outcome, self._baseline_us
+        if isinstance(outcome, Failure) or not outcome.times_us or baseline_us is None:
             return trial
+        if isinstance(outcome, Pruned):
+            return replace(trial, cost=self._estimated(outcome, baseline_us))
+        times = outcome.times_us, baseline_us, self.evaluator.workload
         default = self.known[DEFAULT_CONFIGS[self.evaluator.task.kernel]]
-        times = trial.outcome.times_us, self._baseline_us, self.evaluator.workload
         if isinstance(default.outcome, Measurement):
             return replace(trial, cost=tuning_cost(*times, self.max_regression))
         return replace(trial, cost=relative_cost(*times))
+
+    def _estimated(self, outcome: Pruned, baseline_us: tuple[float, ...]) -> float | None:
+        """What a pruned config would cost, never less than the best; None: there is no best yet."""
+        best = min(
+            (
+                (trial.cost, trial.outcome.times_us)
+                for trial in self.known.values()
+                if isinstance(trial.outcome, Measurement) and trial.cost is not None
+            ),
+            default=None,
+        )
+        if best is None:
+            return None
+        cost, best_us = best
+        workload = self.evaluator.workload
+        times_us = imputed_us(outcome, best_us, baseline_us, workload)
+        return max(cost, tuning_cost(times_us, baseline_us, workload, self.max_regression))
 
     def _retell(self, trial: Trial) -> None:
         if trial not in self._untold:  # those are told once they have a cost

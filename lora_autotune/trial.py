@@ -64,11 +64,12 @@ class Pruned:
 
     Attributes:
         rule: the rule, in words.
-        times_us: what was timed before it was dropped, for the first instances of the workload.
+        times_us: what was timed before it was dropped: a time for each instance of the workload,
+            None where there is none. Empty: it was not timed at all.
     """
 
     rule: str
-    times_us: tuple[float, ...] = ()
+    times_us: tuple[float | None, ...] = ()
 
 
 Outcome = Measurement | Failure | Pruned
@@ -81,8 +82,8 @@ class Trial:
     Attributes:
         config: the configuration.
         outcome: its measurement, its failure, or the rule that pruned it.
-        cost: what a strategy minimises, see :func:`tuning_cost` (1.0: the default's). None without
-            times.
+        cost: what a strategy minimises, see :func:`tuning_cost` (1.0: the default's); of one that
+            was pruned after some instances, an estimate. None without times.
         compile_s: seconds that compiling took, None when unknown.
         resources: what the compiled kernel needs, None when unknown.
         foretold: its failure was certain before it was compiled; it cost nothing.

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lora_autotune.landscape import Landscape, read_landscape
 from lora_autotune.space import DEFAULT_CONFIGS, Config
 from lora_autotune.strategy import StrategyOptions, make_strategy
-from lora_autotune.trial import Trial
+from lora_autotune.trial import Pruned, Trial
 
 CAPACITY = 8
 WORKERS = 14
@@ -41,19 +43,23 @@ def landscapes(names: list[str]) -> dict[str, Path]:
     return {k: file for k, file in files.items() if not names or any(n in k for n in names)}
 
 
-def replay(name: str, file: Path, seed: int, count: int) -> Run:
+def replay(
+    name: str, file: Path, seed: int, count: int, measure: Callable[[Config], Trial] | None = None
+) -> Run:
     """A search by one of our strategies; the default, which is always measured, counts as one.
 
-    The model of the time: a config compiles on a free worker for as long as was recorded, then
-    waits for the one GPU. While the strategy thinks nothing else is started.
+    Configs are measured by ``measure``, which may prune them; without it they are looked up. The
+    model of the time: a config compiles on a free worker for as long as was recorded, then waits
+    for the one GPU. While the strategy thinks nothing else is started.
     """
     landscape = read_landscape(file)
     default = DEFAULT_CONFIGS[landscape.task.kernel]
     options = StrategyOptions(first=(default,))
     strategy = make_strategy(name, landscape.space, seed=seed, options=options)
+    measure = measure or functools.partial(_priced, landscape)
     regrets = Regrets(landscape)
     regrets.add(default)
-    strategy.tell(_priced(landscape, default))
+    strategy.tell(measure(default))
     clock, gpu_s, asking_s, within_s = 0.0, 0.0, 0.0, math.inf
     workers = [0.0] * WORKERS
     flying: list[tuple[float, int, Config]] = []
@@ -72,10 +78,11 @@ def replay(name: str, file: Path, seed: int, count: int) -> Run:
             heapq.heappush(flying, (gpu_s, asked, config))
         finished, _, config = heapq.heappop(flying)
         clock = max(clock, finished)
+        trial = measure(config)
         started = time.perf_counter()
-        strategy.tell(_priced(landscape, config))
+        strategy.tell(trial)
         asking_s += time.perf_counter() - started
-        regrets.add(config)
+        regrets.add(config, pruned=isinstance(trial.outcome, Pruned))
         if regrets.values[-1] <= 0.01:
             within_s = min(within_s, clock)
     return Run(regrets=regrets.values, asking_s=asking_s, within_s=within_s)
@@ -90,13 +97,13 @@ class Regrets:
         self._seen: set[Config] = set()
         self._best, self._least = math.inf, landscape.best()[1]
 
-    def add(self, config: Config) -> None:
-        """A config that was measured, perhaps not for the first time."""
+    def add(self, config: Config, *, pruned: bool = False) -> None:
+        """A config that was measured, perhaps not for the first time; a pruned one cannot win."""
         if config in self._seen:
             return
         self._seen.add(config)
         cost = self._landscape.cost(config)
-        self._best = min(self._best, math.inf if cost is None else cost)
+        self._best = min(self._best, math.inf if cost is None or pruned else cost)
         self.values.append(self._best / self._least - 1)
 
 

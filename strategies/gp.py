@@ -43,7 +43,7 @@ class GPStrategy:
     """Gaussian process with a Matern 5/2 kernel over the position on each axis.
 
     What it models is speed, the best cost so far over a config's own: how much slower than half as
-    fast a config is hardly matters, and what failed or was pruned has no speed at all. A length
+    fast a config is hardly matters, and what has no cost (it failed) has no speed at all. A length
     scale for each axis and ridge is fitted by marginal likelihood times a prior; mean and variance
     have closed forms. The next config is the one with the highest upper confidence bound of all
     that are unseen. Configs in flight count as if they had the speed that is expected of them.

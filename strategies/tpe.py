@@ -23,7 +23,7 @@ class TPEStrategy:
     """TPE over the position on each axis: the axes are ordered, and the sampler should know it.
 
     The sampler's own study lives in memory. A config that it proposes again is answered from what
-    was told, which costs nothing and sharpens its model. Failures and pruned candidates are told as
+    was told, which costs nothing and sharpens its model. What has no cost (it failed) is told as
     infinitely slow: Optuna's samplers would ignore trials that failed, and propose them again.
     """
 

@@ -29,9 +29,11 @@ from triton.runtime.errors import OutOfResources
 from lora_autotune.evaluators import compiling, correctness, measuring
 from lora_autotune.evaluators.compiling import Compiled
 from lora_autotune.evaluators.gpu import Gpu
-from lora_autotune.evaluators.measuring import Reply, Standings, Subject
+from lora_autotune.evaluators.measuring import Reply, Subject
 from lora_autotune.kernels.reference import expand_reference, shrink_reference
+from lora_autotune.kernels.schedule import Schedule
 from lora_autotune.landscape import read_landscape
+from lora_autotune.pruning import Standings
 from lora_autotune.space import Config
 from lora_autotune.task import Task, Workload
 from lora_autotune.trial import Failure, Measurement, Resources
@@ -70,11 +72,13 @@ def describe() -> Gpu:
     return H200
 
 
-def compile_config(plan: Plan, task: Task, workload: Workload, config: Config) -> Compiled:
+def compile_config(
+    plan: Plan, task: Task, workload: Workload, config: Config, kernels: str
+) -> Compiled:
     fault = plan.compiling.get((task, config))
     if fault in EXCEPTIONS:
         with mock.patch.object(compiling, "task_launch", _raise(EXCEPTIONS[fault])):
-            return compiling.compile_config(task, workload, config)
+            return compiling.compile_config(task, workload, config, kernels)
     _misbehave(fault, plan)
     time.sleep(JOB_S)
     trial = _recorded(plan.files[task])[config]
@@ -82,9 +86,7 @@ def compile_config(plan: Plan, task: Task, workload: Workload, config: Config) -
     return Compiled(compile_s=0.1, failure=trial.outcome if failed else None)
 
 
-def measure(
-    plan: Plan, subject: Subject, config: Config, standings: Standings | None
-) -> Reply | str:
+def measure(plan: Plan, subject: Subject, config: Config, standings: Standings) -> Reply | str:
     fault = plan.measuring.get((subject.task, config))
     if fault in ON_THE_DEVICE:
         with ON_THE_DEVICE[fault]():
@@ -94,10 +96,9 @@ def measure(
     outcome = _recorded(plan.files[subject.task])[config].outcome
     assert isinstance(outcome, Measurement)
     coarse = False
-    if standings is not None:
-        for i, time_us in enumerate(outcome.times_us):
-            limit_us = standings.limit_us(1.3, outcome.times_us[:i], subject.workload)
-            coarse = coarse or time_us > limit_us
+    for i, time_us in enumerate(outcome.times_us):
+        before_us = dict(enumerate(outcome.times_us[:i]))
+        coarse = coarse or time_us > standings.limit_us(1.3, before_us, i, subject.workload)
     return Reply(
         outcome=Measurement(times_us=outcome.times_us, coarse=coarse),
         resources=Resources(registers=32, spill_words=0, smem_bytes=1024),
@@ -209,8 +210,8 @@ class _Bench:
     def __init__(self, launch: Callable[..., object]) -> None:
         self._launch = launch
 
-    def walk(self, config: Config) -> int:
-        return 1
+    def schedule(self, config: Config) -> Schedule:
+        return Schedule()
 
     def launches(self, config: Config) -> list[Callable[..., object]]:
         return [self._launch]
@@ -237,7 +238,7 @@ def _crowded_device() -> Any:
 def _computing(spoil: Callable[[torch.Tensor, torch.Tensor], None]) -> Iterator[None]:
     """One that computes the right thing and then spoils it: (output, its rows with an adapter)."""
 
-    def task_launch(task, operands, batch, offsets, config, walk):
+    def task_launch(task, operands, batch, offsets, config, schedule, *, kernels):
         def launch() -> None:
             x, weights, output = operands.x, operands.weights, operands.output
             if task.kernel == "shrink":

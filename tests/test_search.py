@@ -7,8 +7,8 @@ import pytest
 from lora_autotune.evaluator import Platform
 from lora_autotune.search import Search
 from lora_autotune.space import DEFAULT_CONFIGS, Config
-from lora_autotune.task import PREFILL, Task
-from lora_autotune.trial import Failure, Measurement, Trial
+from lora_autotune.task import DECODE, PREFILL, Task
+from lora_autotune.trial import Failure, Measurement, Pruned, Trial
 from tests.search_doubles import Memory, Script
 
 TASK = Task(kernel="shrink", K=1024, R=64, S=3, chunk_size=64)
@@ -161,6 +161,24 @@ def test_an_empty_answer_ends_nothing_while_something_is_in_flight():
     search.ask(100)
     assert search.stopped == "the strategy has nothing more to ask"
     assert search.over
+
+
+def test_what_was_pruned_after_some_batches_is_told_with_an_estimate():
+    script = Script(CONFIGS)
+    _, search = make(script=script)
+    search.evaluator.workload = (DECODE, PREFILL)
+    search.ask(100)
+    times = {DEFAULT: (10.0, 200.0), CONFIGS[0]: (5.0, 100.0)}
+    for config, times_us in times.items():
+        search.tell(Trial(config=config, outcome=Measurement(times_us=times_us)))
+    rows = [((6.0, None), 0.6), ((15.0, None), 1.5 + 2 * 0.48), ((4.0, None), 0.5)]
+    for config, (times_us, _) in zip(CONFIGS[1:], rows, strict=False):
+        search.tell(Trial(config=config, outcome=Pruned(rule="behind", times_us=times_us)))
+    search.tell(Trial(config=CONFIGS[4], outcome=Pruned(rule="spills")))
+    told = [trial.cost for trial in script.told]
+    assert told[:2] == [1.0, 0.5]
+    assert told[2:5] == pytest.approx([cost for _, cost in rows])  # never less than the best
+    assert told[5] is None
 
 
 def test_a_trial_is_recorded_before_anybody_hears_of_it():

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-import pytest
+import gc
+from contextlib import nullcontext
+from dataclasses import replace
+from weakref import WeakSet
 
-from lora_autotune.evaluators import measuring, timing
-from lora_autotune.evaluators.timing import BEHIND, GRAPH_US, REPLAYS, GraphTimer, median_time_us
+import pytest
+import torch
+
+from lora_autotune.evaluators import measuring
+from lora_autotune.evaluators.timing import GRAPH_US, GraphTimer, median_time_us
+from lora_autotune.pruning import GIVE_UP, REPLAYS, Standings
 from lora_autotune.space import Config
+from lora_autotune.task import DECODE, PREFILL, Task
+from lora_autotune.trial import Measurement, Pruned
 
 START_US = 5.0
 """What starting a graph takes."""
@@ -14,6 +23,9 @@ START_US = 5.0
 SLOW = Config(BLOCK_N=16, BLOCK_K=256)
 FAST = Config(BLOCK_N=64, BLOCK_K=64)
 TIMES_US = {SLOW: 240.0, FAST: 40.0}
+
+
+CAPTURE = GraphTimer._capture
 
 
 class Bench:
@@ -34,16 +46,40 @@ class Bench:
 @pytest.fixture(autouse=True)
 def made_up_gpu(monkeypatch):
     def capture(self, launches):
-        self._count = len(launches)
+        self._launches = launches
         self.took_us = START_US + sum(launches)
         self.replays = 0
 
     def time_us(self):
         self.replays += 1
-        return self.took_us / self._count
+        return self.took_us / len(self._launches)
 
     monkeypatch.setattr(GraphTimer, "_capture", capture)
     monkeypatch.setattr(GraphTimer, "time_us", time_us)
+
+
+def test_what_launches_hold_lives_as_long_as_their_graph(monkeypatch):
+    monkeypatch.setattr(GraphTimer, "_capture", CAPTURE)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", lambda _graph: nullcontext())
+    monkeypatch.setattr(GraphTimer, "time_us", lambda _self: 10.0)
+    bench = Bench()
+    held = WeakSet()
+
+    class Launch:
+        def __init__(self) -> None:
+            held.add(self)
+
+        def __call__(self) -> None:
+            pass
+
+    monkeypatch.setattr(bench, "launches", lambda _config: [Launch(), Launch()])
+    timer = GraphTimer(bench, SLOW)
+    gc.collect()
+    assert len(held) == 2
+    del timer
+    gc.collect()
+    assert not held
 
 
 def test_a_graph_of_the_first_candidate_is_as_long_as_wanted():
@@ -74,7 +110,7 @@ def test_one_that_is_a_little_faster_does_not():
 def test_many_sets_are_gone_through_whole():
     bench = Bench(sets=64)
     timer = GraphTimer(bench, FAST)
-    assert (timer.rotations, timer._count) == (1, 64)
+    assert (timer.rotations, len(timer._launches)) == (1, 64)
 
 
 def test_side_by_side_all_graphs_are_of_one_length():
@@ -94,7 +130,7 @@ def test_side_by_side_all_graphs_are_of_one_length():
     assert results[0] == results[2]
 
 
-@pytest.mark.parametrize("replays", BEHIND)
+@pytest.mark.parametrize("replays", GIVE_UP)
 def test_what_is_over_a_limit_is_replayed_no_more(replays):
     timer = GraphTimer(Bench(), SLOW)
     timer.replays = 0
@@ -106,11 +142,25 @@ def test_what_is_over_a_limit_is_replayed_no_more(replays):
 def test_what_is_within_its_limits_is_replayed_in_full():
     timer = GraphTimer(Bench(), SLOW)
     timer.replays = 0
-    time_us, stopped = median_time_us(timer, dict.fromkeys(BEHIND, 260.0))
+    time_us, stopped = median_time_us(timer, dict.fromkeys(GIVE_UP, 260.0))
     assert (stopped, timer.replays) == (False, 1 + REPLAYS)
     assert time_us > 240.0
 
 
 def test_behind_is_in_the_order_of_replays():
-    assert list(timing.BEHIND) == sorted(timing.BEHIND)
-    assert max(timing.BEHIND) < REPLAYS
+    assert list(GIVE_UP) == sorted(GIVE_UP)
+    assert max(GIVE_UP) < REPLAYS
+
+
+def test_a_candidate_is_timed_on_the_heaviest_batch_first_and_no_further_once_it_is_behind():
+    workload = (replace(DECODE, weight=0.5), PREFILL)
+    task = Task(kernel="shrink", K=1024, R=64, S=3, chunk_size=16)
+    subject = measuring.Subject(task=task, workload=workload, seed=0, prune=True)
+    benches = [Bench(), Bench()]
+    first = measuring._timed(subject, FAST, benches, Standings())
+    assert first == Measurement(times_us=pytest.approx((40.0, 40.0), rel=0.02))
+    standings = Standings().after(first, workload, is_default=True)
+    behind = measuring._timed(subject, SLOW, benches, standings)
+    assert isinstance(behind, Pruned)
+    assert behind.times_us == (None, pytest.approx(240.0, rel=0.02))
+    assert measuring._timed(subject, FAST, benches, standings) == first

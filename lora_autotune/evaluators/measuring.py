@@ -13,13 +13,14 @@ from triton.runtime.errors import OutOfResources
 from lora_autotune.evaluators.correctness import difference_from_reference
 from lora_autotune.evaluators.gpu import Gpu
 from lora_autotune.evaluators.timing import (
-    BEHIND,
     Bench,
     GraphTimer,
     compiled_resources,
     make_bench,
     median_time_us,
 )
+from lora_autotune.kernel_set import BUILTIN
+from lora_autotune.pruning import GIVE_UP, Standings, pruned, telling_order
 from lora_autotune.space import DEFAULT_CONFIGS, Config
 from lora_autotune.task import Task, Workload
 from lora_autotune.trial import (
@@ -28,7 +29,6 @@ from lora_autotune.trial import (
     Outcome,
     Pruned,
     Resources,
-    relative_cost,
 )
 
 MAX_SPILL_WORDS = 256
@@ -45,42 +45,15 @@ class Subject:
     Attributes:
         workload: the batches.
         seed: of the random operands.
-        prune: drop a candidate by its resources before it is timed.
+        prune: drop a candidate by its resources before it is timed, or once it is clearly behind.
+        kernels: the set of them that is launched.
     """
 
     task: Task
     workload: Workload
     seed: int
     prune: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Standings:
-    """What a candidate has to be compared with.
-
-    Attributes:
-        default_us: the default's time on each instance.
-        fastest_us: the least time that any candidate took on each instance.
-        best_cost: the lowest cost.
-    """
-
-    default_us: tuple[float, ...]
-    fastest_us: tuple[float, ...]
-    best_cost: float
-
-    def limit_us(self, factor: float, times_us: Sequence[float], workload: Workload) -> float:
-        """The time on the next instance that makes a candidate's cost this many times the best's.
-
-        Args:
-            factor: dimensionless.
-            times_us: its times on the instances before; on those behind it is granted the fastest.
-            workload: every instance.
-        """
-        here = len(times_us)
-        granted_us = (*times_us, 0.0, *self.fastest_us[here + 1 :])
-        left = factor * self.best_cost - relative_cost(granted_us, self.default_us, workload)
-        total = sum(instance.weight for instance in workload)
-        return left * total / workload[here].weight * self.default_us[here]
+    kernels: str = BUILTIN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,20 +148,21 @@ def _prepared(subject: Subject) -> _Prepared:
             l2_bytes=_gpu.l2_bytes,
             multiprocessors=_gpu.multiprocessors,
             seed=subject.seed + i,
+            kernels=subject.kernels,
         )
         for i, instance in enumerate(subject.workload)
     ]
     return _Prepared(benches, torch.Generator("cuda").manual_seed(subject.seed))
 
 
-def measure(subject: Subject, config: Config, standings: Standings | None) -> Reply | str:
-    """Check a compiled candidate, then time it on every instance.
+def measure(subject: Subject, config: Config, standings: Standings) -> Reply | str:
+    """Check a compiled candidate, then time it on every instance, or until it is clearly behind.
 
     Args:
         subject: what it is measured on.
         config: the candidate.
-        standings: what it has to be compared with, None while nothing is known: then, and where the
-            subject does not prune, it is timed in full.
+        standings: what it has to be compared with. While nothing is known, and where the subject
+            does not prune, it is timed in full.
 
     Returns:
         What came of it; or why the subject cannot be measured at all.
@@ -212,9 +186,9 @@ def measure(subject: Subject, config: Config, standings: Standings | None) -> Re
         return Reply(outcome=Failure(kind="crash", message=message), context_lost=True)
 
 
-def _measured(subject: Subject, config: Config, standings: Standings | None) -> Reply:
+def _measured(subject: Subject, config: Config, standings: Standings) -> Reply:
     prepared = _prepare(subject)
-    resources = _checked_resources(subject.task, config, prepared)
+    resources = _checked_resources(subject, config, prepared)
     if isinstance(resources, Reply):
         return resources
     default = DEFAULT_CONFIGS[subject.task.kernel]
@@ -222,27 +196,35 @@ def _measured(subject: Subject, config: Config, standings: Standings | None) -> 
     if subject.prune and hopeless:
         rule = f"spills {resources.spill_words} words a thread, over {MAX_SPILL_WORDS}"
         return Reply(outcome=Pruned(rule=rule), resources=resources)
-    times_us: list[float] = []
-    coarse = []
-    for bench in prepared.benches:
-        limits_us = {}
-        if subject.prune and standings is not None:
-            limits_us = {
-                replays: standings.limit_us(factor, times_us, subject.workload)
-                for replays, factor in BEHIND.items()
-            }
-        time_us, stopped = median_time_us(GraphTimer(bench, config), limits_us)
-        times_us.append(time_us)
-        coarse.append(stopped)
-    outcome = Measurement(times_us=tuple(times_us), coarse=any(coarse))
-    return Reply(outcome=outcome, resources=resources)
+    if not subject.prune:
+        standings = Standings()
+    return Reply(outcome=_timed(subject, config, prepared.benches, standings), resources=resources)
 
 
-def _checked_resources(task: Task, config: Config, prepared: _Prepared) -> Resources | Reply:
+def _timed(
+    subject: Subject, config: Config, benches: Sequence[Bench], standings: Standings
+) -> Measurement | Pruned:
+    """Time a candidate on one instance after the other, until it is clearly behind."""
+    workload = subject.workload
+    times_us: dict[int, float] = {}
+    for place in telling_order(workload):
+        limits_us = {
+            replays: standings.limit_us(factor, times_us, place, workload)
+            for replays, factor in GIVE_UP.items()
+        }
+        times_us[place], coarse = median_time_us(GraphTimer(benches[place], config), limits_us)
+        if coarse and len(times_us) < len(workload):
+            return pruned(times_us, workload)
+    return Measurement(times_us=tuple(times_us[i] for i in range(len(workload))), coarse=coarse)
+
+
+def _checked_resources(subject: Subject, config: Config, prepared: _Prepared) -> Resources | Reply:
     """The candidate's resources, or its failure if it computes the wrong thing."""
     found = [compiled_resources(bench.launches(config)[0]()) for bench in prepared.benches]
-    for walk in {bench.walk(config) for bench in prepared.benches}:
-        wrong = difference_from_reference(task, config, walk, prepared.generator)
+    for schedule in {bench.schedule(config) for bench in prepared.benches}:
+        wrong = difference_from_reference(
+            subject.task, config, schedule, prepared.generator, kernels=subject.kernels
+        )
         if wrong is not None:
             return Reply(outcome=Failure(kind="wrong", message=wrong))
     registers, spill_words, smem_bytes = (max(column) for column in zip(*found, strict=True))

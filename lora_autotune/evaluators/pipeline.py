@@ -16,17 +16,16 @@ from typing import Any
 from lora_autotune.errors import EvaluatorError
 from lora_autotune.evaluators import compiling, measuring
 from lora_autotune.evaluators.compiling import Compiled
-from lora_autotune.evaluators.measuring import Reply, Standings, Subject
+from lora_autotune.evaluators.measuring import Reply, Subject
 from lora_autotune.evaluators.worker import Died, Worker
+from lora_autotune.pruning import Standings
 from lora_autotune.space import DEFAULT_CONFIGS, Config
 from lora_autotune.trial import (
     Failure,
     FailureKind,
-    Measurement,
     Outcome,
     Resources,
     Trial,
-    tuning_cost,
 )
 
 COMPILE_LIMIT_S = 1.5
@@ -55,6 +54,7 @@ class Lane:
         finished: trials that nobody collected yet.
         in_flight: candidates that are not finished.
         trouble: why its candidates cannot be measured at all.
+        standings: what the next candidate is compared with.
     """
 
     subject: Subject
@@ -63,29 +63,13 @@ class Lane:
     in_flight: int = 0
     trouble: str | None = None
     compiled: set[Config] = field(default_factory=set)
-    default_us: tuple[float, ...] | None = None
-    fastest_us: tuple[float, ...] = ()
-    best_cost: float = math.inf
-
-    def standings(self) -> Standings | None:
-        """What the next candidate is compared with; None until the default was measured."""
-        if self.default_us is None:
-            return None
-        return Standings(
-            default_us=self.default_us, fastest_us=self.fastest_us, best_cost=self.best_cost
-        )
+    standings: Standings = field(default_factory=Standings)
 
     def learn(self, config: Config, outcome: Outcome) -> None:
         """Keep the standings up to date."""
-        if not isinstance(outcome, Measurement):
-            return
-        times_us = outcome.times_us
-        if config == DEFAULT_CONFIGS[self.subject.task.kernel]:
-            self.default_us = times_us
-        self.fastest_us = tuple(map(min, times_us, self.fastest_us or times_us))
-        if self.default_us is not None:
-            cost = tuning_cost(times_us, self.default_us, self.subject.workload)
-            self.best_cost = min(self.best_cost, cost)
+        subject = self.subject
+        is_default = config == DEFAULT_CONFIGS[subject.task.kernel]
+        self.standings = self.standings.after(outcome, subject.workload, is_default=is_default)
 
 
 @dataclass(eq=False, slots=True)
@@ -109,7 +93,10 @@ class _Candidate:
     @property
     def compile_limit_s(self) -> float:
         """Seconds of computing that compiling it may take."""
-        return PATIENT_COMPILE_LIMIT_S if self.slow else COMPILE_LIMIT_S
+        if self.slow:
+            return PATIENT_COMPILE_LIMIT_S
+        kernels = min(2, len(self.lane.subject.workload))  # one for few rows, one for many
+        return kernels * COMPILE_LIMIT_S
 
 
 @dataclass(eq=False, slots=True)
@@ -227,7 +214,7 @@ class Pipeline:
                 measuring.measure,
                 candidate.lane.subject,
                 candidate.config,
-                candidate.lane.standings(),
+                candidate.lane.standings,
                 timeout_s=MEASURE_TIMEOUT_S,
             )
 
@@ -242,6 +229,7 @@ class Pipeline:
             subject.task,
             subject.workload,
             candidate.config,
+            subject.kernels,
             timeout_s=COMPILE_TIMEOUT_S,
             cpu_limit_s=candidate.compile_limit_s,
         )

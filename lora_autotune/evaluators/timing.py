@@ -11,9 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lora_autotune.evaluators.plan import Operands, shapes, task_launch, task_offsets, walk_of
+from lora_autotune.evaluators.plan import Operands, schedule_of, shapes, task_launch, task_offsets
+from lora_autotune.kernel_set import BUILTIN
 from lora_autotune.kernels.batch import Batch, served_batch
 from lora_autotune.kernels.launch import Launch
+from lora_autotune.kernels.schedule import Schedule
+from lora_autotune.pruning import REPLAYS
 from lora_autotune.space import Config
 from lora_autotune.task import Instance, Task
 
@@ -23,13 +26,6 @@ GRAPH_US = 500.0
 fifth of it, a 38 us kernel was timed up to 4% too slow on an H200. With four times as much, timing
 took longer than compiling."""
 
-REPLAYS = 9
-BEHIND = {2: 1.3, 4: 1.1}
-"""After so many replays a candidate whose cost is this many times the best's is not timed further.
-
-One replay varies by 0.1 to 2.5% on an H200: neither is within reach of a finalist.
-"""
-
 
 @dataclass(slots=True, kw_only=True)
 class Bench:
@@ -37,6 +33,7 @@ class Bench:
 
     Attributes:
         sets: operands to rotate over; together at least twice the L2, or MAX_SETS.
+        kernels: the set of them that is launched.
         rotations: times that a graph goes through the sets; alike for all candidates but those
             before the fastest, so that what starting a graph costs is too. 0: not known yet.
     """
@@ -46,23 +43,41 @@ class Bench:
     offsets: Tensor
     sets: Sequence[Operands]
     multiprocessors: int
+    kernels: str = BUILTIN
     rotations: int = 0
 
-    def walk(self, config: Config) -> int:
-        """Tiles that one program walks."""
-        return walk_of(self.task, self.batch, config.as_dict(), self.multiprocessors)
+    def schedule(self, config: Config) -> Schedule:
+        """How a config's launch maps to programs."""
+        options = config.as_dict()
+        return schedule_of(
+            self.task, self.batch, options, self.multiprocessors, kernels=self.kernels
+        )
 
     def launches(self, config: Config) -> list[Launch]:
         """One launch for each set of operands."""
-        options, walk = config.as_dict(), self.walk(config)
+        options, schedule = config.as_dict(), self.schedule(config)
         return [
-            task_launch(self.task, operands, self.batch, self.offsets, options, walk)
+            task_launch(
+                self.task,
+                operands,
+                self.batch,
+                self.offsets,
+                options,
+                schedule,
+                kernels=self.kernels,
+            )
             for operands in self.sets
         ]
 
 
 def make_bench(
-    task: Task, instance: Instance, *, l2_bytes: int, multiprocessors: int, seed: int
+    task: Task,
+    instance: Instance,
+    *,
+    l2_bytes: int,
+    multiprocessors: int,
+    seed: int,
+    kernels: str = BUILTIN,
 ) -> Bench:
     """Random operands on the current device; small weights, so that accumulating stays finite."""
     device = torch.device("cuda")
@@ -91,6 +106,7 @@ def make_bench(
         offsets=task_offsets(task, device=device),
         sets=sets,
         multiprocessors=multiprocessors,
+        kernels=kernels,
     )
 
 
@@ -106,14 +122,16 @@ class GraphTimer:
         self.rotations = max(1, bench.rotations)
         self._capture(launches * self.rotations)
         self.time_us()  # warms up
-        took_us = self.time_us() * self._count
+        took_us = self.time_us() * len(self._launches)
         if took_us < GRAPH_US / 2 or bench.rotations == 0:
             bench.rotations = math.ceil(GRAPH_US * self.rotations / took_us)
             self.rotations = bench.rotations
             self._capture(launches * self.rotations)
 
     def _capture(self, launches: Sequence[Launch]) -> None:
-        self._count = len(launches)
+        # A graph knows addresses only, and capturing the next one empties torch's cache: what this
+        # one's launches allocated lives as long as it does.
+        self._launches = launches
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             for launch in launches:
@@ -127,7 +145,7 @@ class GraphTimer:
         end.record()
         end.synchronize()
         elapsed_ms: float = start.elapsed_time(end)
-        return elapsed_ms * 1e3 / self._count
+        return elapsed_ms * 1e3 / len(self._launches)
 
 
 def median_time_us(timer: GraphTimer, limits_us: Mapping[int, float]) -> tuple[float, bool]:
