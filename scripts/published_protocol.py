@@ -21,7 +21,7 @@ from task_words import from_word
 from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
-from lora_autotune.evaluators.plan import empty_operands, task_launch, task_offsets, walk_of
+from lora_autotune.evaluators.plan import empty_operands, schedule_of, task_launch, task_offsets
 from lora_autotune.kernels.batch import make_batch
 from lora_autotune.space import Config, named_space
 from lora_autotune.task import PREFILL, Task
@@ -43,8 +43,10 @@ def mean_time_us(task: Task, config: Config) -> float:
         tensor.normal_()
     multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
     options = config.as_dict()
-    walk = walk_of(task, batch, options, multiprocessors)
-    launch = task_launch(task, operands, batch, task_offsets(task, device="cuda"), options, walk)
+    schedule = schedule_of(task, batch, options, multiprocessors)
+    launch = task_launch(
+        task, operands, batch, task_offsets(task, device="cuda"), options, schedule
+    )
     total_ms = 0.0
     for turn in range(1 + WARM_UP + TIMED):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -48,11 +48,15 @@ def main() -> None:
                 reached.setdefault("first trial", age_s())
             reached["last trial"] = age_s()
 
+    exhaustive = arguments.strategy == "grid"
     with CudaMachine() as machine:
         jobs = (
             Job(
                 evaluator=machine.evaluator(
-                    task, default_workload(task.chunk_size), patient=arguments.strategy == "grid"
+                    task,
+                    default_workload(task.chunk_size),
+                    prune=not exhaustive,
+                    patient=exhaustive,
                 ),
                 space=named_space(arguments.space, task.kernel),
             )

@@ -1,0 +1,149 @@
+"""Our kernels compiled for GPUs that are not here, under the Triton that is: no GPU is needed.
+
+    check_compiles.py [--arch 80 89 90 100] [--family default ranks reference wide | --all]
+
+default     the default configs at every chunk size
+ranks       ranks and widths that no tile divides
+reference   every value of every axis of the reference space, twice
+wide        the same of the wide space
+
+Each config is compiled as the tuner does it, for the batches that reach its chunk size. One that
+needs more shared memory than the GPU has is counted (a default is named) and is no failure: the
+tuner drops it too. Exits with 1 if the compiler refused anything. `.ci/triton` runs this under
+other Triton versions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import triton
+
+from lora_autotune.evaluators import compiling
+from lora_autotune.evaluators.cores import compile_workers
+from lora_autotune.evaluators.gpu import Gpu
+from lora_autotune.evaluators.worker import start_fork_server
+from lora_autotune.space import DEFAULT_CONFIGS, Config, SearchSpace, named_space
+from lora_autotune.task import CHUNK_SIZES, DTYPES, KERNELS, Task, default_workload
+
+GPUS = {
+    80: Gpu(
+        name="A100", capability=80, multiprocessors=108, smem_bytes=166_912, l2_bytes=0, triton=""
+    ),
+    89: Gpu(
+        name="L40S", capability=89, multiprocessors=142, smem_bytes=101_376, l2_bytes=0, triton=""
+    ),
+    90: Gpu(
+        name="H200", capability=90, multiprocessors=132, smem_bytes=232_448, l2_bytes=0, triton=""
+    ),
+    100: Gpu(
+        name="B200", capability=100, multiprocessors=148, smem_bytes=232_448, l2_bytes=0, triton=""
+    ),
+}
+FAMILIES = ("default", "ranks", "reference", "wide")
+Case = tuple[Task, Config]
+
+
+def cases(family: str) -> Iterator[Case]:
+    """What a family is made of."""
+    if family == "default":
+        for kernel, chunk_size in itertools.product(KERNELS, CHUNK_SIZES):
+            yield _task(kernel, chunk_size, chunk_size // 32), DEFAULT_CONFIGS[kernel]
+    elif family == "ranks":
+        yield from _odd_shapes()
+    else:
+        for kernel in KERNELS:
+            configs = dict.fromkeys(covering(named_space(family, kernel)))
+            for place, config in enumerate(configs):
+                yield _task(kernel, CHUNK_SIZES[place % 4], place // 4), config
+
+
+def _task(kernel: str, chunk_size: int, place: int) -> Task:
+    dtype = DTYPES[place % len(DTYPES)]
+    return Task(kernel=kernel, K=2048, R=64, S=2, chunk_size=chunk_size, dtype=dtype)
+
+
+def _odd_shapes() -> Iterator[Case]:
+    shrink = Config(BLOCK_N=32, BLOCK_K=64, num_warps=4, num_stages=3)
+    expand = Config(BLOCK_N=64, BLOCK_K=32, num_warps=4, num_stages=2, maxnreg=96)
+    offsets = {1: (0, 328), 2: (0, 200, 328), 3: (0, 200, 264, 328)}
+    for (S, R), dtype in itertools.product([(1, 1), (2, 24), (3, 20), (3, 128)], DTYPES):
+        shape = {"K": 328, "R": R, "S": S, "chunk_size": 16, "dtype": dtype}
+        yield Task(kernel="shrink", **shape), shrink
+        yield Task(kernel="expand", **shape, slice_offsets=offsets[S]), expand
+
+
+def covering(space: SearchSpace) -> Iterator[Config]:
+    """Configs that hold every value of every axis twice.
+
+    Wide tiles go with many warps, which compiles fast; the other axes turn, by one more the second
+    time.
+    """
+    count = max(map(len, space.axes.values()))
+    together = ("BLOCK_N", "num_warps")
+    for turn, place in itertools.product(range(2), range(count)):
+        yield space.at(
+            {
+                name: place * len(axis) // count if name in together else (place + turn) % len(axis)
+                for name, axis in space.axes.items()
+            }
+        )
+
+
+def check(arch: int, families: Sequence[str], workers: int) -> int:
+    """Compile for one architecture, say what came of it, and return how many failed."""
+    started_s = time.perf_counter()
+    wanted = [case for family in families for case in cases(family)]
+    outcomes: Counter[str] = Counter()
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        ProcessPoolExecutor(
+            workers,
+            mp_context=start_fork_server(),
+            initializer=compiling.set_up,
+            initargs=(GPUS[arch], cache),
+        ) as pool,
+    ):
+        jobs = [
+            pool.submit(compiling.compile_config, task, default_workload(task.chunk_size), config)
+            for task, config in wanted
+        ]
+        for (task, config), job in zip(wanted, jobs, strict=True):
+            failure = job.result().failure
+            outcomes["compiled" if failure is None else failure.kind] += 1
+            of_note = config == DEFAULT_CONFIGS[task.kernel]  # a server has nothing else to run
+            if failure is not None and (failure.kind != "resources" or of_note):
+                print(f"  sm_{arch} {task.key} {config}: {failure.message}", flush=True)
+    print(
+        f"Triton {triton.__version__} sm_{arch}: {outcomes['compiled']} compiled, "
+        f"{outcomes['resources']} too large, {outcomes['compile']} failed "
+        f"({time.perf_counter() - started_s:.0f} s)",
+        flush=True,
+    )
+    return outcomes["compile"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check what is asked for; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--arch", type=int, nargs="+", choices=GPUS, default=list(GPUS))
+    parser.add_argument("--family", nargs="+", choices=FAMILIES, default=["default"])
+    parser.add_argument("--all", action="store_true", help="every family")
+    parser.add_argument("--workers", type=int, default=compile_workers())
+    options = parser.parse_args(arguments)
+    families = FAMILIES if options.all else options.family
+    return 1 if sum(check(arch, families, options.workers) for arch in options.arch) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
