@@ -125,13 +125,15 @@ class Journal:
 
         Raises:
             JournalError: it has trials and ``resume`` is false, or they were made on another
-                workload, GPU, Triton, kernels or space, or are replayed where these are not.
+                workload, GPU, Triton, kernels (or another version of them) or space, or are
+                replayed where these are not.
         """
         space = space or named_space("wide", task.kernel)
         identity = {
             "task": task.key,
             "workload": " ".join(f"{i}x{i.weight:g}" for i in workload),
-            **asdict(platform),
+            **platform.identity,
+            "kernels_version": platform.kernels_version,
             "replayed": replayed,
             "space": {name: list(axis) for name, axis in space.axes.items()},
         }
@@ -144,7 +146,8 @@ class Journal:
                 study.set_user_attr(_IDENTITY, identity)
             recorded = study.user_attrs.get(_IDENTITY, {})
         for name, value in identity.items():
-            if recorded.get(name) != value:
+            not_known = name == "kernels_version" and None in (recorded.get(name), value)
+            if recorded.get(name) != value and not not_known:
                 raise JournalError(
                     f"{self.path} has {task} on {name} {recorded.get(name)!r}, not {value!r}",
                     hint="name another --journal",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lora_autotune.errors import LandscapeError, UsageError
-from lora_autotune.evaluator import Platform
+from lora_autotune.evaluator import DETAILS, Platform
 from lora_autotune.space import DEFAULT_CONFIGS, Config, SearchSpace
 from lora_autotune.task import LARGEST_GRAPH_BATCH, Instance, Task, Workload
 from lora_autotune.trial import (
@@ -97,7 +97,7 @@ def read_landscape(path: Path) -> Landscape:
         raise LandscapeError(f"{path}:{number}: {error}") from error
     if DEFAULT_CONFIGS[task.kernel] not in trials:
         raise LandscapeError(f"{path} lacks the default configuration")
-    known = {"landscape", "space", "instances", *_identity(task, platform)}
+    known = {"landscape", "space", "instances", *_identity(task, platform), *platform.details}
     note = {key: value for key, value in header.items() if key not in known}
     return Landscape(
         task=task, workload=workload, platform=platform, space=space, trials=trials, note=note
@@ -115,6 +115,7 @@ def write_landscape(path: Path, landscape: Landscape) -> None:
         **_identity(landscape.task, landscape.platform),
         "space": {name: list(values) for name, values in landscape.space.axes.items()},
         "instances": [instance.as_dict() for instance in landscape.workload],
+        **landscape.platform.details,
     }
     header = {**header, **landscape.note, **header}
     lines = [header, *(_trial_line(trial) for trial in landscape.trials.values())]
@@ -157,9 +158,7 @@ def _identity(task: Task, platform: Platform) -> dict[str, Any]:
         **task.as_dict(),
         "dtype": task.dtype,
         "slice_offsets": None if task.slice_offsets is None else list(task.slice_offsets),
-        "device": platform.device,
-        "triton": platform.triton,
-        "kernels": platform.kernels,
+        **platform.identity,
     }
 
 
@@ -183,6 +182,7 @@ def _read_header(header: Mapping[str, Any]) -> tuple[Task, Workload, Platform, S
         device=_get(header, "device", str),
         triton=_get(header, "triton", str),
         kernels=_get({"kernels": "builtin", **header}, "kernels", str),
+        **{name: header[name] for name in DETAILS if isinstance(header.get(name), str)},
     )
     space = SearchSpace({name: tuple(axis) for name, axis in header["space"].items()})
     return task, workload, platform, space

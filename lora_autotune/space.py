@@ -170,6 +170,12 @@ _NAMED: Mapping[tuple[str, KernelName], SearchSpace] = {
 SPACE_NAMES = ("wide", "reference")
 
 
+def space_name(space: SearchSpace, kernel: KernelName) -> str:
+    """The name of a kernel's space, with its size: "wide (400)"; "own" for one without a name."""
+    names = [name for name in SPACE_NAMES if _NAMED[name, kernel] == space]
+    return f"{names[0] if names else 'own'} ({len(space)})"
+
+
 def named_space(name: str, kernel: KernelName) -> SearchSpace:
     """The space with a name, for a kernel; raises UsageError for a name that is not known."""
     try:

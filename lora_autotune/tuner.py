@@ -192,7 +192,7 @@ def tune_all(
                 report(job, "search")
             continue
         report(done, "finalists")
-        yield _conclude(searches.pop(done), finalists, rounds)
+        yield _conclude(done, searches.pop(done), strategy, finalists, rounds)
 
 
 def default_trials(space: SearchSpace) -> int:
@@ -271,7 +271,9 @@ def _progress(task: Task, search: Search, phase: Literal["search", "finalists"])
     )
 
 
-def _conclude(search: Search, finalists: int, rounds: int) -> TuningResult:
+def _conclude(
+    job: Job, search: Search, strategy: str | Strategy, finalists: int, rounds: int
+) -> TuningResult:
     """Measure the finalists again, and choose."""
     evaluator, done = search.evaluator, list(search.known.values())
     selection = select(
@@ -287,6 +289,8 @@ def _conclude(search: Search, finalists: int, rounds: int) -> TuningResult:
         platform=evaluator.platform,
         replayed=evaluator.replayed,
         selection=selection,
+        strategy=strategy if isinstance(strategy, str) else type(strategy).__name__,
+        space=job.space or named_space("wide", job.task.kernel),
         trials=search.spent,
         failures=Counter(t.outcome.kind for t in done if isinstance(t.outcome, Failure)),
         pruned=sum(isinstance(t.outcome, Pruned) for t in done),

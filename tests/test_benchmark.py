@@ -72,10 +72,10 @@ def test_expand_takes_slices_a_dtype_and_batches_of_its_own():
     ("config", "shape"),
     [({"BLOCK_N": 64}, SHAPE), ({**CONFIG, "warps": 4}, SHAPE), (CONFIG, {**SHAPE, "R": 0})],
 )
-@pytest.mark.parametrize("benchmark", [benchmark_shrink_config, benchmark_expand_config])
-def test_what_makes_no_sense_is_refused_before_a_machine_is_started(benchmark, config, shape):
+@pytest.mark.parametrize("evaluate", [benchmark_shrink_config, benchmark_expand_config])
+def test_what_makes_no_sense_is_refused_before_a_machine_is_started(evaluate, config, shape):
     with pytest.raises(UsageError):
-        benchmark(config, **shape)
+        evaluate(config, **shape)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -86,9 +86,9 @@ def test_without_a_gpu_it_says_so():
 
 @pytest.mark.gpu
 @on_gpu
-@pytest.mark.parametrize("benchmark", [benchmark_shrink_config, benchmark_expand_config])
-def test_on_a_gpu_a_config_is_measured(benchmark):
-    trial = benchmark(CONFIG, **{**SHAPE, "num_slices": 1}, workload=(Instance(tokens=64),))
+@pytest.mark.parametrize("evaluate", [benchmark_shrink_config, benchmark_expand_config])
+def test_on_a_gpu_a_config_is_measured(evaluate):
+    trial = evaluate(CONFIG, **{**SHAPE, "num_slices": 1}, workload=(Instance(tokens=64),))
     assert isinstance(trial.outcome, Measurement)
     assert 0 < trial.outcome.times_us[0] < 1e5
     assert trial.resources is not None

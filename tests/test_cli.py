@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shlex
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,25 @@ import pytest
 import lora_autotune
 from lora_autotune import cli
 from lora_autotune.cli import tuning
+from lora_autotune.cli.arguments import make_parser, out_folder
+from lora_autotune.cli.inspecting import print_provenance
 from lora_autotune.cli.screen import Screen
 from lora_autotune.cli.tasks import refuse_shared_entries
 from lora_autotune.config_file import merge_config_file, read_config_file
 from lora_autotune.errors import UsageError
 from lora_autotune.evaluator import Platform
-from lora_autotune.landscape import Landscape, write_landscape
+from lora_autotune.kernels_version import builtin_kernels_version
+from lora_autotune.landscape import Landscape, read_landscape, write_landscape
+from lora_autotune.loader import clear_cache
+from lora_autotune.provenance import (
+    provenance_path,
+    read_provenance_file,
+    write_with_provenance,
+)
 from lora_autotune.space import DEFAULT_CONFIGS, Config, SearchSpace
 from lora_autotune.task import DTypeName, Instance, Task
 from lora_autotune.trial import Failure, Measurement, Outcome, Trial
+from tests.provenance_cases import ENTRY
 
 SPACE = SearchSpace(
     {"BLOCK_N": (16, 32), "BLOCK_K": (64, 128), "num_warps": (4, 8), "num_stages": (2, 3)}
@@ -545,7 +557,13 @@ def test_a_task_by_hand() -> None:
 def test_what_a_mixture_leaves_out_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = {"hidden_size": 512, "num_attention_heads": 8, "num_experts": 64}
+    config = {
+        "model_type": "qwen3_moe",
+        "hidden_size": 512,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "num_experts": 64,
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
 
     assert {task.S for task in work("--model", str(tmp_path), "--rank", "8")} == {1, 3}
@@ -571,6 +589,133 @@ def test_lookup_says_what_from_where_and_why(
     printed = capsys.readouterr().out
     assert "config: BLOCK_N=16 BLOCK_K=256\n" in printed
     assert "the defaults" in printed
+
+
+def test_lookup_says_for_which_kernels_and_when_a_config_is_for_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SGLANG_LORA_CONFIG_DIR", str(tmp_path))
+    write_with_provenance(config_file(tmp_path), 16, replace(ENTRY, config=BEST))
+    words = ["lookup", "--kernel", "shrink", "-K", "1024", "-R", "64", "-S", "3"]
+    words += ["--device", "NVIDIA H200", "--triton", "3.6.0", "--chunk-size", "16"]
+
+    assert run(*words) == 0
+    printed = capsys.readouterr().out
+    assert f"for:    builtin kernels, from {tmp_path}\n" in printed
+    assert "warning" not in printed
+
+    assert run(*words, "--kernels", "sglang") == 0
+    printed = capsys.readouterr().out
+    assert f"for:    sglang kernels, from {tmp_path}\n" in printed
+    assert "warning: looked up for sglang, but tuned on builtin\n" in printed
+
+
+def test_without_sglang_its_kernels_cannot_be_tuned(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "sglang" else real(n))
+    words = ["tune", "--kernel", "shrink", "-K", "1024", "--rank", "64", "--kernels", "sglang"]
+    line = error_of(capsys, *words, code=1)
+    assert "SGLang is not installed here: there are no kernels of it to tune" in line
+
+
+def test_kernels_of_others_have_folders_of_their_own() -> None:
+    for command, usual in (("tune", "lora_configs"), ("record", "landscapes")):
+        for words, folder in (
+            ([], usual),
+            (["--kernels", "sglang"], f"{usual}/sglang"),
+            (["--kernels", "sglang", "--out", "here"], "here"),
+        ):
+            assert out_folder(make_parser().parse_args([command, *words]), usual) == Path(folder)
+
+
+def test_a_landscape_of_other_kernels_is_replayed_for_those_only(
+    files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    landscape = read_landscape(Path(files[0]))
+    theirs = tmp_path / "theirs.jsonl.gz"
+    platform = replace(landscape.platform, kernels="sglang-0.5.23", kernels_version="0123")
+    write_landscape(theirs, replace(landscape, platform=platform))
+    out = ["--out", str(tmp_path / "out")]
+    replay = ["tune", "--replay", str(theirs), *out]
+
+    assert "on the kernels sglang-0.5.23" in error_of(capsys, *replay)
+    words = ["tune", "--replay", *files, "--kernels", "sglang"]
+    assert "on the kernels builtin" in error_of(capsys, *words)
+    assert run(*replay, "--kernels", "sglang") == 0
+    assert "Triton 3.6.0, kernels sglang-0.5.23" in capsys.readouterr().out
+    (entry,) = read_provenance_file(provenance_path(config_file(tmp_path / "out"))).values()
+    assert (entry.kernels, entry.kernels_version) == ("sglang-0.5.23", "0123")
+    assert run("tune", "--replay", files[1], *out) == 1
+    assert "must not be mixed" in capsys.readouterr().err
+
+
+def test_lookup_says_where_a_config_is_from(
+    files: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "customer" / "out"
+    monkeypatch.setenv("SGLANG_LORA_CONFIG_DIR", str(out))
+    words = ["lookup", "--kernel", "shrink", "-K", "1024", "-R", "64", "-S", "3"]
+    words += ["--device", "NVIDIA H200", "--triton", "3.6.0", "--chunk-size", "64"]
+    assert run("tune", "--replay", *files, "--out", str(out), "--strategy", "grid") == 0
+    capsys.readouterr()
+
+    assert run(*words) == 0
+    printed = capsys.readouterr().out
+    names = " ".join(Path(file).name for file in files)
+    today = datetime.now(tz=timezone.utc).date().isoformat()
+    assert printed.partition("kernels: ")[2].splitlines() == [
+        "builtin (their version was not recorded)",
+        "provenance: a replay of recorded measurements",
+        f"  command: lora-autotune tune --replay {names} --out out --strategy grid",
+        f"  date:    {today}, lora-autotune {lora_autotune.__version__}",
+        "  on:      NVIDIA H200, Triton 3.6.0",
+        "  search:  grid, 17 configs of the space own (16)",
+        "  dtype:   float16",
+        "  batch:   30720:1 1.0: 3.0 us (default 10.0 us, 3.33x)",
+    ]
+    assert run("check", str(out)) == 0
+    assert capsys.readouterr().out == "1 good, 0 bad\n"
+
+    merge_config_file(config_file(out), {64: {"BLOCK_N": 16, "BLOCK_K": 16}})
+    clear_cache()
+    assert run(*words) == 0
+    printed = capsys.readouterr().out
+    assert "kernels: not known\n" in printed
+    assert "provenance: of another config (the file was edited since)\n" in printed
+    assert run("check", str(out)) == 1
+    assert "is of another config than that in the file beside it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kernels", "version", "said"),
+    [
+        ("builtin", None, "builtin (their version was not recorded)\n"),
+        ("builtin", builtin_kernels_version(), f"builtin {builtin_kernels_version()}\n"),
+        ("builtin", "0123", f"builtin 0123 (those here are {builtin_kernels_version()}: changed"),
+        ("sglang-0.5.23", "0123", "sglang-0.5.23 0123\n"),
+    ],
+)
+def test_lookup_names_the_kernels_that_a_config_was_tuned_on(
+    kernels: str, version: str | None, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_provenance(replace(ENTRY, kernels=kernels, kernels_version=version))
+    assert f"kernels: {said}" in capsys.readouterr().out
+
+
+def test_lookup_says_everything_that_is_known_of_a_config(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_provenance(replace(ENTRY, command=None, default_times_us=()))
+    printed = capsys.readouterr().out
+    assert "provenance: measured\n  command: none: from Python\n" in printed
+    assert "  on:      NVIDIA H200, driver 580.159.04, Triton 3.6.0, torch 2.11.0\n" in printed
+    assert "  dtype:   float16, slices 2048+1024+1024\n" in printed
+    assert "  batch:   30720:1 0.5: 200.0 us (the default does not run)\n" in printed
 
 
 def test_check_passes_a_good_tree_and_names_what_is_wrong(

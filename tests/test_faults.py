@@ -23,13 +23,15 @@ from pathlib import Path
 import pytest
 
 import lora_autotune
-from lora_autotune.config_file import check_tree, merge_config_file, read_config_file
+from lora_autotune.config_file import merge_config_file, read_config_file
+from lora_autotune.config_tree import check_tree
 from lora_autotune.errors import EvaluatorError
 from lora_autotune.evaluators import compiling, measuring, pipeline
 from lora_autotune.evaluators.cuda import CudaMachine
 from lora_autotune.evaluators.replay import ReplayEvaluator
 from lora_autotune.evaluators.worker import Worker, start_fork_server
 from lora_autotune.landscape import Landscape, read_landscape, write_landscape
+from lora_autotune.provenance import is_provenance
 from lora_autotune.space import DEFAULT_CONFIGS, SearchSpace, named_space
 from lora_autotune.trial import Failure, Measurement
 from lora_autotune.tuner import Job, tune, tune_all
@@ -478,7 +480,7 @@ def test_the_workers_of_a_tuner_that_is_killed_die_with_it(tmp_path):
 
 TUNER = """
 import contextlib, json, os, resource, sys, time
-from lora_autotune import cli, config_file, journal
+from lora_autotune import chunk_file, cli, journal
 from lora_autotune.cli import tuning
 from lora_autotune.evaluators import replay
 from lora_autotune.strategies import grid, tpe
@@ -497,8 +499,8 @@ def watch(owner, name, describe):
 
 watch(journal.TaskRecord, "append", lambda self, t: [self._study.study_name, t.config.as_dict()])
 watch(replay.ReplayEvaluator, "remeasure", lambda self, configs: "finalists")
-watch(config_file.Path, "replace", lambda self, path: "file")
-watch(config_file.os, "fsync", lambda descriptor: "on the disk")
+watch(chunk_file.Path, "replace", lambda self, path: "file")
+watch(chunk_file.os, "fsync", lambda descriptor: "on the disk")
 
 for line in sys.stdin:
     order = json.loads(line)
@@ -595,7 +597,8 @@ class Tuner:
         """What is in the config files, which are valid at every moment."""
         if self.out.exists():
             assert [wrong for _, wrong in check_tree(self.out) if wrong] == []
-        return {path.name: read_config_file(path) for path in self.out.rglob("*.json")}
+        files = [path for path in self.out.rglob("*.json") if not is_provenance(path)]
+        return {path.name: read_config_file(path) for path in files}
 
     def close(self) -> None:
         self._server.stdin.close()

@@ -17,9 +17,11 @@ HEAVY = {"torch", "triton", "optuna", "rich", "numpy"}
 
 LAYERS = (
     {"errors"},
-    {"task", "space", "trial", "config_file", "model_shapes"},
+    {"chunk_file", "kernel_set", "kernels_version"},
+    {"task", "space", "trial", "config_file", "provenance", "config_tree", "model_shapes"},
+    {"model_families"},
     {"strategy", "evaluator", "loader", "model", "workload"},
-    {"landscape", "kernels"},
+    {"landscape", "kernels", "pruning"},
     {"strategies", "journal", "selection", "evaluators", "recorder", "search", "neighbours"},
     {"result", "benchmark"},
     {"tuner", "doctor", "sglang"},
@@ -32,9 +34,14 @@ LAYERS = (
 
 NARROW = {
     "errors": set(),
-    "config_file": {"errors"},
+    "chunk_file": {"errors"},
+    "kernel_set": set(),
+    "kernels_version": set(),
+    "config_file": {"chunk_file", "errors"},
+    "provenance": {"chunk_file", "config_file", "errors", "kernel_set"},
     "loader": {"config_file", "errors"},
     "workload": {"errors", "task"},
+    "pruning": {"task", "trial"},
     "strategies": {"errors", "task", "space", "trial", "strategy"},
     "journal": {"errors", "task", "space", "trial", "evaluator"},
     "selection": {"errors", "task", "space", "trial", "evaluator"},
@@ -68,8 +75,9 @@ def imports(path: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: a relative import"
             assert node.module is not None
-            if node.module == "lora_autotune":
-                yield from (f"lora_autotune.{alias.name}" for alias in node.names)
+            if node.module == "lora_autotune":  # whose version is for everybody
+                names = [alias.name for alias in node.names if alias.name != "__version__"]
+                yield from (f"lora_autotune.{name}" for name in names)
             else:
                 yield node.module
 
@@ -100,7 +108,7 @@ def test_the_bare_strategies_are_never_imported(file: str) -> None:
     assert "strategies" not in {name.split(".")[0] for name in imports(FILES[file])}
 
 
-@pytest.mark.parametrize("file", ["errors.py", "config_file.py", "loader.py"])
+@pytest.mark.parametrize("file", ["errors.py", "chunk_file.py", "config_file.py", "loader.py"])
 def test_the_loader_knows_the_standard_library_only(file: str) -> None:
     others = {name.split(".")[0] for name in imports(FILES[file])} - {"lora_autotune"}
     assert others <= sys.stdlib_module_names
@@ -140,7 +148,7 @@ def test_lookups_need_the_standard_library_only() -> None:
     )
     assert modules & HEAVY == set()
     rooms = {room(name) for name in modules if name.startswith("lora_autotune.")}
-    assert rooms == {"config_file", "errors", "loader"}
+    assert rooms == {"chunk_file", "config_file", "errors", "loader"}
 
 
 def test_lookups_do_not_reach_for_what_is_installed() -> None:

@@ -175,6 +175,22 @@ def test_without_trials_there_is_nothing_to_refuse(tmp_path):
     assert open_record(tmp_path / "a.journal", platform=other, resume=True).trials == TRIALS[:1]
 
 
+def test_a_new_driver_goes_on_with_a_record(tmp_path):
+    path = filled(tmp_path / "a.journal")
+    newer = replace(PLATFORM, driver="580.159.04", torch="2.11.0", kernels_version="0123")
+    assert open_record(path, platform=newer, resume=True).trials == TRIALS
+
+
+def test_a_record_of_another_version_of_the_kernels_is_refused(tmp_path):
+    record = open_record(tmp_path / "a.journal", platform=replace(PLATFORM, kernels_version="0123"))
+    record.append(TRIALS[0])
+    with pytest.raises(JournalError, match="on kernels_version '0123', not '4567'"):
+        open_record(
+            tmp_path / "a.journal", platform=replace(PLATFORM, kernels_version="4567"), resume=True
+        )
+    assert open_record(tmp_path / "a.journal", resume=True).trials == TRIALS[:1]  # not known
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

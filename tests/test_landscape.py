@@ -93,7 +93,8 @@ def test_what_a_recorder_adds_is_kept_or_ignored(tmp_path):
     trial = landscape.trials[Config(**FIRST)]
     assert trial.resources == Resources(registers=64, spill_words=8, smem_bytes=4096)
     assert trial.outcome == Measurement(times_us=(58.9,), coarse=True)
-    assert landscape.note == {"driver": "580.1", "date": "2026-01-01"}
+    assert landscape.note == {"date": "2026-01-01"}
+    assert landscape.platform.driver == "580.1"
     write_landscape(tmp_path / "again.jsonl", landscape)
     assert read_landscape(tmp_path / "again.jsonl") == landscape
 
@@ -226,6 +227,18 @@ def test_the_best_without_a_default_that_runs(tmp_path):
     landscape = read(tmp_path, HEADER, broken, MEASURED, {"config": SECOND, "times_us": [29.45]})
     assert landscape.cost(DEFAULT_CONFIGS["shrink"]) is None
     assert landscape.best() == (Config(**SECOND), 0.5)
+
+
+def test_what_is_known_of_the_platform_is_kept(tmp_path):
+    known = {"driver": "580.159.04", "torch": "2.11.0", "kernels_version": "0123456789ab"}
+    landscape = read(tmp_path, {**HEADER, **known, "date": "today"}, *LINES[1:])
+    assert landscape.platform.details == known
+    assert landscape.platform == Platform(device="NVIDIA H200", triton="3.6.0")
+    assert landscape.note == {"date": "today"}
+    write_landscape(tmp_path / "again.jsonl", landscape)
+    assert read_landscape(tmp_path / "again.jsonl").platform.details == known
+    odd = read(tmp_path, {**HEADER, "driver": 580}, *LINES[1:])
+    assert (odd.platform.driver, odd.note) == (None, {"driver": 580})
 
 
 def test_there_is_no_best_where_everything_fails(tmp_path):

@@ -6,13 +6,16 @@ import json
 import random
 from collections import Counter
 from dataclasses import replace
+from datetime import datetime, timezone
 from itertools import cycle
 
 import pytest
 
+import lora_autotune
 from lora_autotune.errors import EvaluatorError, UsageError
 from lora_autotune.evaluator import Platform
 from lora_autotune.journal import Journal
+from lora_autotune.provenance import Provenance, find_provenance
 from lora_autotune.result import TuningResult, write_result
 from lora_autotune.search import MAX_FRUITLESS_ASKS
 from lora_autotune.space import DEFAULT_CONFIGS, Config, SearchSpace
@@ -371,6 +374,33 @@ def test_a_default_that_stands_is_written_too(tmp_path):
     assert (result.selection.config, result.selection.tuned) == (DEFAULT, False)
     path = write_result(result, tmp_path)
     assert json.loads(path.read_text()) == {"64": {"BLOCK_N": 16, "BLOCK_K": 256}}
+
+
+def test_where_a_winner_is_from_is_written_beside_it(tmp_path):
+    known = {"driver": "580.159.04", "torch": "2.11.0", "kernels_version": "0123"}
+    result = replace(run(), platform=replace(PLATFORM, **known))
+    path = write_result(result, tmp_path, command="lora-autotune tune")
+    entry = find_provenance(path, 64, BEST.as_dict())
+    assert entry == Provenance(
+        config=BEST.as_dict(),
+        command="lora-autotune tune",
+        workload=tuple(f"{one} {one.weight}" for one in result.workload),
+        dtype="float16",
+        gpu="NVIDIA H200",
+        triton="3.6.0",
+        kernels="builtin",
+        **known,
+        package=lora_autotune.__version__,
+        date=datetime.now(tz=timezone.utc).date().isoformat(),
+        replayed=False,
+        strategy=result.strategy,
+        space=f"own ({len(result.space)})",
+        trials=result.trials,
+        times_us=result.selection.times_us,
+        default_times_us=result.selection.default_times_us,
+    )
+    write_result(run(), tmp_path)
+    assert find_provenance(path, 64, BEST.as_dict()).command is None
 
 
 @pytest.mark.parametrize("seed", range(20))

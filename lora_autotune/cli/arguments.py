@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from lora_autotune import __version__
 from lora_autotune.errors import UsageError
+from lora_autotune.kernel_set import BUILTIN, KERNEL_SETS
 from lora_autotune.space import SPACE_NAMES
 from lora_autotune.task import CHUNK_SIZES, DTYPES, KERNELS, Instance
 from lora_autotune.trial import MAX_REGRESSION
@@ -123,6 +124,11 @@ def make_parser() -> argparse.ArgumentParser:
     _add_tasks(tune)
     tune.add_argument("--strategy", default="auto", metavar="NAME", help="default: auto")
     tune.add_argument(
+        "--prune",
+        action="store_true",
+        help="let grid give up what cannot win, as the other strategies do",
+    )
+    tune.add_argument(
         "--trials", type=_positive, metavar="N", help="most configs per task and chunk size"
     )
     tune.add_argument(
@@ -143,9 +149,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="search recorded landscapes instead of the GPU; without FILE those that ship",
     )
-    tune.add_argument(
-        "--out", type=Path, default=Path("lora_configs"), metavar="DIR", help="where files go"
-    )
+    _add_kernels(tune, "lora_configs")
     tune.add_argument("--journal", type=Path, metavar="PATH", help="default: OUT/tune.journal")
     tune.add_argument("--resume", action="store_true", help="continue what the journal holds")
     tune.add_argument(
@@ -163,13 +167,16 @@ def make_parser() -> argparse.ArgumentParser:
 
     record = command("record", "recording", "Measure a whole space into landscape files.")
     _add_tasks(record)
-    record.add_argument("--out", type=Path, default=Path("landscapes"), metavar="DIR")
+    _add_kernels(record, "landscapes")
 
     lookup = command("lookup", "inspecting", "What a server would get, from which file, and why.")
     lookup.add_argument("--kernel", choices=KERNELS, required=True)
     for name in ("-K", "-R", "-S"):
         lookup.add_argument(name, type=_positive, required=True)
     lookup.add_argument("--chunk-size", type=_positive, required=True)
+    lookup.add_argument(
+        "--kernels", choices=KERNEL_SETS, default=BUILTIN, help="whose configs; default: builtin"
+    )
     lookup.add_argument("--device", metavar="NAME", help="default: this machine's GPU")
     lookup.add_argument("--triton", metavar="VERSION", help="default: the Triton installed here")
 
@@ -182,6 +189,27 @@ def make_parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="the same facts, one object")
     commands.metavar = "|".join(commands.choices)
     return parser
+
+
+def _add_kernels(parser: argparse.ArgumentParser, folder: str) -> None:
+    parser.add_argument(
+        "--kernels",
+        choices=KERNEL_SETS,
+        default=BUILTIN,
+        help="sglang: the kernels of the SGLang that is installed; default: builtin, our own",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help=f"where files go; default: {folder}, {folder}/sglang for its kernels",
+    )
+
+
+def out_folder(arguments: Any, usual: str) -> Path:
+    """--out; without it the usual folder, or one in it for kernels that are not ours."""
+    named: Path | None = arguments.out
+    return named or Path(usual, *[name for name in [arguments.kernels] if name != BUILTIN])
 
 
 def _add_tasks(parser: argparse.ArgumentParser) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from lora_autotune.config_file import check_tree
+from lora_autotune.config_tree import check_tree
 from lora_autotune.errors import UsageError
-from lora_autotune.loader import explain_lookup
+from lora_autotune.kernel_set import BUILTIN, set_of
+from lora_autotune.kernels_version import builtin_kernels_version
+from lora_autotune.loader import config_root, explain_lookup
+from lora_autotune.provenance import Provenance, find_provenance
 from lora_autotune.strategy import strategy_names
 
 
@@ -21,7 +24,9 @@ def lookup(arguments: Any) -> int:
         arguments.chunk_size,
         device_name=arguments.device,
         triton_version=arguments.triton,
+        kernels=arguments.kernels,
     )
+    print("for:   ", f"{arguments.kernels} kernels, from {config_root(arguments.kernels)}")
     print("config:", " ".join(f"{name}={value}" for name, value in found.config.items()))
     print("file:  ", found.path or "none")
     if found.chunk_size is not None:
@@ -29,7 +34,46 @@ def lookup(arguments: Any) -> int:
     print("why:   ", found.reason)
     for candidate in found.passed_over:
         print("passed over:", candidate)
+    if found.path is not None and found.chunk_size is not None:
+        entry = find_provenance(found.path, found.chunk_size, found.config)
+        print_provenance(entry)
+        if isinstance(entry, Provenance) and set_of(entry.kernels) != arguments.kernels:
+            print(f"warning: looked up for {arguments.kernels}, but tuned on {entry.kernels}")
     return 0
+
+
+def print_provenance(entry: Provenance | str) -> None:
+    """Which kernels a config was tuned on, and where else it is from; or why nobody knows."""
+    if isinstance(entry, str):
+        print("kernels:", "not known")
+        print("provenance:", entry)
+        return
+    print("kernels:", " ".join(filter(None, [entry.kernels, entry.kernels_version, _age(entry)])))
+    print("provenance:", "a replay of recorded measurements" if entry.replayed else "measured")
+    versions = {"driver": entry.driver, "Triton": entry.triton, "torch": entry.torch}
+    known = [f"{name} {version}" for name, version in versions.items() if version is not None]
+    print("  command:", entry.command or "none: from Python")
+    print("  date:   ", f"{entry.date}, lora-autotune {entry.package}")
+    print("  on:     ", ", ".join([entry.gpu, *known]))
+    print("  search: ", f"{entry.strategy}, {entry.trials} configs of the space {entry.space}")
+    widths = f", slices {'+'.join(map(str, entry.slices))}" if len(entry.slices) > 1 else ""
+    print("  dtype:  ", f"{entry.dtype}{widths}")
+    defaults = entry.default_times_us or (None,) * len(entry.times_us)
+    for batch, time_us, default_us in zip(entry.workload, entry.times_us, defaults, strict=True):
+        against = "the default does not run"
+        if default_us is not None:
+            against = f"default {default_us:.1f} us, {default_us / time_us:.2f}x"
+        print("  batch:  ", f"{batch}: {time_us:.1f} us ({against})")
+
+
+def _age(entry: Provenance) -> str | None:
+    """What to know of the kernels' version: those that are here may be others."""
+    if entry.kernels != BUILTIN:
+        return None
+    if entry.kernels_version is None:
+        return "(their version was not recorded)"
+    here = builtin_kernels_version()
+    return None if entry.kernels_version == here else f"(those here are {here}: changed since)"
 
 
 def check(arguments: Any) -> int:

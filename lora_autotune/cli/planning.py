@@ -14,11 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from lora_autotune.cli.tasks import named_work
-from lora_autotune.config_file import config_file_path, read_config_file
+from lora_autotune.config_file import read_config_file
 from lora_autotune.errors import UsageError
 from lora_autotune.evaluator import Platform
 from lora_autotune.evaluators.cores import compile_workers
 from lora_autotune.landscape import Landscape
+from lora_autotune.result import task_config_path
 from lora_autotune.space import DEFAULT_CONFIGS, SearchSpace, named_space
 from lora_autotune.task import Task, Workload
 from lora_autotune.tuner import default_trials
@@ -92,15 +93,7 @@ def is_tuned(task: Task, platform: Platform, out: Path) -> bool:
     Raises:
         ConfigFileError: the task's file is no config file.
     """
-    path = config_file_path(
-        out,
-        task.kernel,
-        task.K,
-        task.R,
-        task.S,
-        device_name=platform.device,
-        triton_version=platform.triton,
-    )
+    path = task_config_path(task, platform, out)
     return path.exists() and task.chunk_size in read_config_file(path)
 
 

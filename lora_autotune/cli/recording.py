@@ -6,6 +6,7 @@ import datetime
 import shlex
 from typing import Any
 
+from lora_autotune.cli.arguments import out_folder
 from lora_autotune.cli.tasks import named_work
 from lora_autotune.evaluators.cuda import CudaMachine
 from lora_autotune.landscape import write_landscape
@@ -17,11 +18,12 @@ from lora_autotune.trial import Failure, Trial
 def record(arguments: Any) -> int:
     """Measure every config of every named task, one file each."""
     work = named_work(arguments)
+    out = out_folder(arguments, "landscapes")
     note = {
         "command": shlex.join(["lora-autotune", *arguments.words]),
         "date": datetime.datetime.now(tz=datetime.timezone.utc).date().isoformat(),
     }
-    with CudaMachine() as machine:
+    with CudaMachine(kernels=arguments.kernels) as machine:
         for place, (task, workload) in enumerate(work.items(), start=1):
             space = named_space(arguments.space or "wide", task.kernel)
             print(f"[{place}/{len(work)}] {task}: {len(space)} configs", flush=True)
@@ -40,7 +42,7 @@ def record(arguments: Any) -> int:
                 evaluator.close()
             tokens = "-".join(str(instance.tokens) for instance in workload)
             name = f"{task.kernel}-K{task.K}-R{task.R}-S{task.S}-chunk{task.chunk_size}"
-            path = arguments.out / f"{name}-tokens{tokens}.jsonl.gz"
+            path = out / f"{name}-tokens{tokens}.jsonl.gz"
             write_landscape(path, landscape)
             config, cost = landscape.best()
             print(f"  best {1 / cost:.2f}x the default: {config}\nwrote {path}", flush=True)

@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lora_autotune.cli.arguments import out_folder
+from lora_autotune.cli.command import public_command
 from lora_autotune.cli.planning import is_tuned, make_plan, searched_space, show_plan
 from lora_autotune.cli.screen import Screen
 from lora_autotune.cli.tasks import (
@@ -21,10 +23,12 @@ from lora_autotune.cli.tasks import (
     refuse_shared_entries,
 )
 from lora_autotune.errors import UsageError
-from lora_autotune.evaluator import Evaluator
+from lora_autotune.evaluator import Evaluator, Platform
 from lora_autotune.journal import Journal
+from lora_autotune.kernel_set import BUILTIN, set_of
 from lora_autotune.landscape import Landscape, read_landscape
-from lora_autotune.result import TuningResult, write_result
+from lora_autotune.provenance import refuse_other_kernels
+from lora_autotune.result import TuningResult, task_config_path, write_result
 from lora_autotune.space import SearchSpace, named_space
 from lora_autotune.strategy import strategy_factory
 from lora_autotune.task import Task
@@ -42,6 +46,7 @@ _Benches = tuple[Collection[Task], str, Iterator[tuple[Evaluator, SearchSpace]]]
 def tune(arguments: Any) -> int:
     """Tune every named task; write files, a journal, and a table or JSON lines."""
     strategy_factory(arguments.strategy)  # a typo costs nothing yet
+    arguments.out = out_folder(arguments, "lora_configs")
     if arguments.dry_run:
         landscapes = None if arguments.replay is None else _landscapes(arguments)
         return show_plan(make_plan(arguments, landscapes), json=arguments.json)
@@ -84,7 +89,7 @@ def tune(arguments: Any) -> int:
             return 130
     places = {task: place for place, task in enumerate(tasks)}
     results.sort(key=lambda result: places[result.task])
-    files = _write(results, arguments.out)
+    files = _write(results, arguments)
     if arguments.json:
         _print_json(results, files)
     else:
@@ -126,31 +131,47 @@ def _gpu_benches(arguments: Any, stack: contextlib.ExitStack) -> _Benches:
     start_fork_server()  # it imports torch while this process does
     from lora_autotune.evaluators.cuda import CudaMachine
 
-    machine = stack.enter_context(CudaMachine())
+    everything = _wants_everything(arguments)
+    machine = stack.enter_context(CudaMachine(kernels=arguments.kernels))
+    for task in work:
+        file = task_config_path(task, machine.platform, arguments.out)
+        refuse_other_kernels(file, machine.platform.kernels)
     if arguments.only_missing:
         work = {t: w for t, w in work.items() if not is_tuned(t, machine.platform, arguments.out)}
     benches = (
         (
             machine.evaluator(
-                task, workload, patient=arguments.strategy == "grid", seed=arguments.seed
+                task, workload, prune=not everything, patient=everything, seed=arguments.seed
             ),
             named_space(arguments.space or "wide", task.kernel),
         )
         for task, workload in work.items()
     )
-    return list(work), f"{machine.platform.device} (Triton {machine.platform.triton})", benches
+    return list(work), _named(machine.platform), benches
 
 
 def _recorded_benches(arguments: Any) -> _Benches:
     from lora_autotune.evaluators.replay import ReplayEvaluator
 
     landscapes = _landscapes(arguments)
-    platforms = {(one.platform.device, one.platform.triton) for one in landscapes}
-    named = ", ".join(f"{device} (Triton {triton})" for device, triton in sorted(platforms))
+    named = ", ".join(sorted({_named(one.platform) for one in landscapes}))
     if arguments.only_missing:
         landscapes = [o for o in landscapes if not is_tuned(o.task, o.platform, arguments.out)]
-    benches = ((ReplayEvaluator(one), searched_space(arguments, one)) for one in landscapes)
+    prune = not _wants_everything(arguments)
+    benches = (
+        (ReplayEvaluator(one, prune=prune), searched_space(arguments, one)) for one in landscapes
+    )
     return [one.task for one in landscapes], named, benches
+
+
+def _wants_everything(arguments: Any) -> bool:
+    """Whether every candidate is measured in full: only grid does so, and not with --prune."""
+    return bool(arguments.strategy == "grid" and not arguments.prune)
+
+
+def _named(platform: Platform) -> str:
+    kernels = "" if platform.kernels == BUILTIN else f", kernels {platform.kernels}"
+    return f"{platform.device} (Triton {platform.triton}{kernels})"
 
 
 def _landscapes(arguments: Any) -> list[Landscape]:
@@ -162,6 +183,12 @@ def _landscapes(arguments: Any) -> list[Landscape]:
     for task, count in Counter(landscape.task for landscape in landscapes).items():
         if count > 1:
             raise UsageError(f"two landscapes of {task}", hint="replay them one by one")
+    for one in landscapes:
+        if set_of(one.platform.kernels) != arguments.kernels:
+            raise UsageError(
+                f"{one.task} was recorded on the kernels {one.platform.kernels}",
+                hint=f"those of --kernels {arguments.kernels} are asked for",
+            )
     for platform in {landscape.platform for landscape in landscapes}:
         refuse_shared_entries(one.task for one in landscapes if one.platform == platform)
     return landscapes
@@ -184,9 +211,10 @@ def _wanted(arguments: Any, landscapes: Sequence[Landscape]) -> list[Landscape]:
     ]
 
 
-def _write(results: Sequence[TuningResult], out: Path) -> list[Path | None]:
+def _write(results: Sequence[TuningResult], arguments: Any) -> list[Path | None]:
     """The config file of each result; None where nothing runs."""
-    return [write_result(result, out) for result in results]
+    command = public_command(arguments.words)
+    return [write_result(result, arguments.out, command=command) for result in results]
 
 
 def _distinct(files: Sequence[Path | None]) -> list[Path]:
@@ -226,7 +254,7 @@ def _report_interrupted(arguments: Any, journal: Journal, results: Sequence[Tuni
     say(f"Interrupted. What was measured is in {journal.path}.")
     files: Sequence[Path | None] = [None] * len(results)
     if arguments.write_partial:
-        files = _write(results, arguments.out)
+        files = _write(results, arguments)
         for file in _distinct(files):
             say(f"wrote {file}")
     elif results:
