@@ -12,9 +12,10 @@ and one of an evaluator names the configs that it can evaluate::
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from lora_autotune.errors import EvaluatorError
 from lora_autotune.evaluator import Evaluator, Platform
@@ -113,6 +114,23 @@ def check_evaluator(make: Callable[[], Evaluator], configs: Sequence[Config]) ->
     finally:
         evaluator.close()
     evaluator.close()  # closing twice is harmless
+
+
+def covering_configs(space: SearchSpace) -> Iterator[Config]:
+    """Configs of a space that hold every value of every axis twice, for tests that take few.
+
+    Wide tiles go with many warps, which compiles fast; the other axes turn, by one more the second
+    time.
+    """
+    count = max(map(len, space.axes.values()))
+    together = ("BLOCK_N", "num_warps")
+    for turn, place in itertools.product(range(2), range(count)):
+        yield space.at(
+            {
+                name: place * len(axis) // count if name in together else (place + turn) % len(axis)
+                for name, axis in space.axes.items()
+            }
+        )
 
 
 def _fresh(factory: StrategyFactory, seed: int = 0) -> Strategy:

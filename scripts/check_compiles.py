@@ -33,8 +33,9 @@ from lora_autotune.evaluators import compiling
 from lora_autotune.evaluators.cores import compile_workers
 from lora_autotune.evaluators.gpu import Gpu
 from lora_autotune.evaluators.worker import start_fork_server
-from lora_autotune.space import DEFAULT_CONFIGS, Config, SearchSpace, named_space
+from lora_autotune.space import DEFAULT_CONFIGS, Config, named_space
 from lora_autotune.task import CHUNK_SIZES, DTYPES, KERNELS, Task, default_workload
+from lora_autotune.testing import covering_configs
 
 GPUS = {
     80: Gpu(
@@ -63,7 +64,7 @@ def cases(family: str) -> Iterator[Case]:
         yield from _odd_shapes()
     else:
         for kernel in KERNELS:
-            configs = dict.fromkeys(covering(named_space(family, kernel)))
+            configs = dict.fromkeys(covering_configs(named_space(family, kernel)))
             for place, config in enumerate(configs):
                 yield _task(kernel, CHUNK_SIZES[place % 4], place // 4), config
 
@@ -81,23 +82,6 @@ def _odd_shapes() -> Iterator[Case]:
         shape = {"K": 328, "R": R, "S": S, "chunk_size": 16, "dtype": dtype}
         yield Task(kernel="shrink", **shape), shrink
         yield Task(kernel="expand", **shape, slice_offsets=offsets[S]), expand
-
-
-def covering(space: SearchSpace) -> Iterator[Config]:
-    """Configs that hold every value of every axis twice.
-
-    Wide tiles go with many warps, which compiles fast; the other axes turn, by one more the second
-    time.
-    """
-    count = max(map(len, space.axes.values()))
-    together = ("BLOCK_N", "num_warps")
-    for turn, place in itertools.product(range(2), range(count)):
-        yield space.at(
-            {
-                name: place * len(axis) // count if name in together else (place + turn) % len(axis)
-                for name, axis in space.axes.items()
-            }
-        )
 
 
 def check(arch: int, families: Sequence[str], workers: int) -> int:

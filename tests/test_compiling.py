@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,9 @@ from lora_autotune.evaluators import compiling
 from lora_autotune.evaluators.bounds import least_smem_bytes
 from lora_autotune.evaluators.gpu import Gpu
 from lora_autotune.evaluators.worker import Died, Worker
-from lora_autotune.space import DEFAULT_CONFIGS, SPACE_NAMES, Config, SearchSpace, named_space
+from lora_autotune.space import DEFAULT_CONFIGS, SPACE_NAMES, Config, named_space
 from lora_autotune.task import CHUNK_SIZES, KERNELS, Instance, Task
+from lora_autotune.testing import covering_configs
 
 H200 = Gpu(
     name="NVIDIA H200",
@@ -52,31 +52,11 @@ def test_the_default_compiles(compiler, task, chunk_size, dtype):
     assert compiled.smem_bytes > 0
 
 
-def covering(space: SearchSpace) -> Iterator[Config]:
-    """Configs that hold every value of every axis twice.
-
-    Wide tiles go with many warps, which compiles fast; the other axes turn, by one more the second
-    time.
-    """
-    count = max(map(len, space.axes.values()))
-    together = ("BLOCK_N", "num_warps")
-    for turn in range(2):
-        for place in range(count):
-            yield space.at(
-                {
-                    name: place * len(axis) // count
-                    if name in together
-                    else (place + turn) % len(axis)
-                    for name, axis in space.axes.items()
-                }
-            )
-
-
 FAMILIES = [
     pytest.param(kernel, CHUNK_SIZES[place % 4], config, id=f"{name}-{kernel}-{config}")
     for name in SPACE_NAMES
     for kernel in KERNELS
-    for place, config in enumerate(dict.fromkeys(covering(named_space(name, kernel))))
+    for place, config in enumerate(dict.fromkeys(covering_configs(named_space(name, kernel))))
 ]
 
 

@@ -25,8 +25,8 @@ from lora_autotune.task import Task, Workload
 from lora_autotune.tuner import default_trials
 
 WORKER_SECONDS = 113 * 14 / (16 * 40 + 12 * 60)
-"""Seconds of one compile worker that a trial takes, finalists included: 16 tasks of 40 trials and 12
-of 60 took 113 s on an H200's host of 16 cores, with 14 compile workers. Compiling is most of it."""
+"""Seconds of one compile worker that a trial takes, finalists included: 16 tasks of 40 trials and
+12 of 60 took 113 s on an H200's host of 16 cores, with 14 of them. Compiling is most of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
