@@ -12,7 +12,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lora_autotune.task import Workload
-from lora_autotune.trial import Failure, Measurement, Outcome, Pruned, relative_cost, tuning_cost
+from lora_autotune.trial import (
+    MAX_REGRESSION,
+    Failure,
+    Measurement,
+    Outcome,
+    Pruned,
+    relative_cost,
+    tuning_cost,
+)
 
 BEHIND = 1.1
 """A candidate whose cost is over this many times the best's, even where it is granted the fastest
@@ -44,7 +52,7 @@ class Standings:
     Attributes:
         default_us: the default's time on each instance; empty: not measured yet.
         fastest_us: the least time that any candidate took on each instance; empty: not known yet.
-        best_cost: the lowest cost.
+        best_cost: the lowest cost of a candidate that loses on no instance: of one that may win.
     """
 
     default_us: tuple[float, ...] = ()
@@ -58,7 +66,7 @@ class Standings:
         default_us, best_cost = self.default_us, self.best_cost
         if isinstance(outcome, Measurement):
             default_us = outcome.times_us if is_default else default_us
-            if default_us:
+            if default_us and not _loses(outcome.times_us, default_us):
                 best_cost = min(best_cost, tuning_cost(outcome.times_us, default_us, workload))
         before_us = self.fastest_us or (math.inf,) * len(workload)
         pairs = zip(before_us, outcome.times_us, strict=True)
@@ -83,6 +91,11 @@ class Standings:
         left = factor * self.best_cost - cost
         total = sum(instance.weight for instance in workload)
         return left * total / workload[place].weight * self.default_us[place]
+
+
+def _loses(times_us: tuple[float, ...], default_us: tuple[float, ...]) -> bool:
+    pairs = zip(times_us, default_us, strict=True)
+    return any(time_us > (1 + MAX_REGRESSION) * base_us for time_us, base_us in pairs)
 
 
 def pruned(times_us: Mapping[int, float], workload: Workload) -> Pruned:

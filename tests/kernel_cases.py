@@ -34,6 +34,7 @@ def check(
         device=device,
     )
     batch = replace(batch, chunk_size=chunk_size)
+    batch.weight_indices[batch.num_segs :] = 2**30  # is not read
     assert cut is None or batch.likely_segments < batch.num_segs
 
     def fresh(*shape):
@@ -82,6 +83,19 @@ def main(device, dtype_name):
     check(dtype, device, 64, 16, [16, 8, 0, 16], 128, 64, [0, 64, 128], plain, 0)
     check(dtype, device, 32, 16, [16, 16, 16, 0], 32, 32, [0, 48], rounds, 0, cut=5)
     check(dtype, device, 32, 16, [16, 8, 0, 16], 32, 32, [0, 48], rounds | group, 0, cut=3)
+    nothing(dtype, device)
+
+
+def nothing(dtype, device):
+    """A batch without a segment is launched, and does nothing."""
+    batch = make_batch([], ranks=[16, 0], scalings=[1.0, 1.0], chunk_size=16, device=device)
+    config = {"BLOCK_N": 16, "BLOCK_K": 16}
+    x, weights = (
+        torch.zeros(shape, dtype=dtype, device=device) for shape in ((0, 16), (2, 16, 16))
+    )
+    shrink_launch(x, weights, x.clone(), batch, 1, config)()
+    boundaries = torch.tensor([0, 16], dtype=torch.int64, device=device)
+    expand_launch(x, weights, x.clone(), batch, boundaries, config)()
 
 
 main(*sys.argv[1:])

@@ -237,6 +237,11 @@ def remeasure(
     """Time configs against each other, interleaved; see Evaluator.remeasure and measure."""
     try:
         return _interleaved(_prepare(subject).benches, configs, rounds)
+    except torch.OutOfMemoryError as error:
+        if len(_operands) < 2:
+            raise SystemExit(str(error).splitlines()[0]) from error
+        _make_room(subject)
+        return remeasure(subject, configs, rounds)
     except TooLargeError as error:
         return f"the workload does not fit the GPU's memory: {error}"
     except RuntimeError as error:  # the context may be lost, and this process with it

@@ -6,10 +6,15 @@ import torch
 from torch import Tensor
 
 COUNTERS = 1 << 16
-"""Counters of a device: those of many launches, so that launches on two streams share none."""
+"""Counters of a ring: those of many launches, so that launches close to each other share none."""
+
+CAPTURED = "captured"
+"""Launches that are part of CUDA graphs have a ring of their own, whatever stream captured them."""
+
+_rings: dict[tuple[torch.device, object], _Ring] = {}
 
 
-class Arrivals:
+class _Ring:
     """int32 counters on one device, zero whenever no launch that uses them is under way."""
 
     def __init__(self, device: torch.device) -> None:
@@ -26,19 +31,28 @@ class Arrivals:
         return self._counters[start : self._next]
 
 
-_of_device: dict[torch.device, Arrivals] = {}
-
-
 def arrival_counters(device: torch.device, count: int) -> Tensor | None:
-    """Counters for one launch; None where there are none to be had.
+    """Counters for one launch on the current stream; None where there are none to be had.
 
-    That is when more are asked for than a device has, and while a CUDA graph is captured on a
-    device that has none yet: to make and zero them would become part of the graph.
+    That is when more are asked for than there are, and while a CUDA graph is captured on a device
+    that has none yet: to make and zero them would become part of the graph. Every stream has its
+    own, and so have graphs. Two graphs of many launches must not run at the same time on two
+    streams: they may share counters, and a counter that is left wrong stays so.
     """
     if count > COUNTERS:
         return None
-    if device not in _of_device:
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            return None
-        _of_device[device] = Arrivals(device)
-    return _of_device[device].take(count)
+    if device.type != "cuda":
+        return _ring(device, None).take(count)
+    if torch.cuda.is_current_stream_capturing():
+        ring = _rings.get((device, CAPTURED))
+        return None if ring is None else ring.take(count)
+    if (device, CAPTURED) not in _rings:
+        _ring(device, CAPTURED)
+        torch.cuda.synchronize(device)  # zeroed before any graph runs, on whatever stream
+    return _ring(device, torch.cuda.current_stream(device).cuda_stream).take(count)
+
+
+def _ring(device: torch.device, user: object) -> _Ring:
+    if (device, user) not in _rings:
+        _rings[device, user] = _Ring(device)
+    return _rings[device, user]

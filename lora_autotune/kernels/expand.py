@@ -9,20 +9,6 @@ from lora_autotune.kernels.segments import group_of_segments, rows_beyond_grid, 
 
 
 @triton.jit
-def _weights(w_tile, in_slice, k, rank, R: tl.constexpr, ALIGNED: tl.constexpr):
-    """(BLOCK_K, BLOCK_N) of the weights, zero beyond the rank and outside the slice.
-
-    A mask that is not aligned would load them one by one: they are loaded to the end of their rows
-    then, and what is beyond the rank, which may be anything, is dropped.
-    """
-    if ALIGNED:
-        return tl.load(w_tile, mask=in_slice[None, :] & (k[:, None] < rank), other=0.0)
-    else:  # noqa: RET505 - Triton compiles what follows a return
-        w = tl.load(w_tile, mask=in_slice[None, :] & (k[:, None] < R), other=0.0)
-        return tl.where(k[:, None] < rank, w, 0.0)
-
-
-@triton.jit
 def _add_product(
     x_rows,
     w_adapter,
@@ -37,7 +23,6 @@ def _add_product(
     end_slice,
     OUTPUT_DIM: tl.constexpr,
     R: tl.constexpr,
-    ALIGNED: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
@@ -65,7 +50,7 @@ def _add_product(
             in_slice = (n >= slice_start) & (n < slice_end)
             w_tile = w_adapter + n[None, :] * R + k[:, None]
             if R <= BLOCK_K:
-                w = _weights(w_tile, in_slice, k, rank, R, ALIGNED)
+                w = tl.load(w_tile, mask=in_slice[None, :] & (k[:, None] < rank), other=0.0)
                 sums = tl.dot(x, w)
             else:
                 sums = tl.zeros((live.shape[0], BLOCK_N), dtype=tl.float32)
@@ -76,7 +61,7 @@ def _add_product(
                         mask=live[:, None] & inside[None, :],
                         other=0.0,
                     )
-                    w = _weights(w_tile + first, in_slice, first + k, rank, R, ALIGNED)
+                    w = tl.load(w_tile + first, mask=in_slice[None, :] & inside[:, None], other=0.0)
                     sums = tl.dot(x_part, w, sums)
             new = old.to(tl.float32) + scaling * sums
             tl.store(out_tile, new.to(old.dtype), mask=mask)
@@ -114,7 +99,8 @@ def _expand_group(
     for run in range(runs):
         segment = first + run
         start, length = rows_of_segment(seg_indptr, segment, first, runs, num_segs, GROUP)
-        adapter = tl.load(weight_indices + segment).to(tl.int64)
+        used = segment < num_segs
+        adapter = tl.load(weight_indices + segment, mask=used, other=0).to(tl.int64)
         rank = tl.load(lora_ranks + adapter)
         scaling = tl.load(scalings + adapter).to(tl.float32)
         live = m < length
@@ -128,7 +114,7 @@ def _expand_group(
             if rank % 16 == 0:
                 _add_product(
                     x_rows, w_adapter, out_rows, live, scaling, slice_offsets, rank // 16 * 16,
-                    column, column_end, first_slice, end_slice, OUTPUT_DIM, R, True,
+                    column, column_end, first_slice, end_slice, OUTPUT_DIM, R,
                     BLOCK_N, BLOCK_K,
                 )  # fmt: skip
             else:
@@ -136,7 +122,7 @@ def _expand_group(
                 NARROW: tl.constexpr = BLOCK_N if BLOCK_N < 32 else 32
                 _add_product(
                     x_rows, w_adapter, out_rows, live, scaling, slice_offsets, rank,
-                    column, column_end, first_slice, end_slice, OUTPUT_DIM, R, False,
+                    column, column_end, first_slice, end_slice, OUTPUT_DIM, R,
                     NARROW, BLOCK_K,
                 )  # fmt: skip
 

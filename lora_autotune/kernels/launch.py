@@ -171,7 +171,9 @@ def expand_launch(
 
 
 def _groups(batch: Batch, schedule: Schedule) -> int:
-    segments = max(1, batch.likely_segments) if schedule.rounds else batch.grid_segments
+    segments = batch.grid_segments
+    if schedule.rounds:  # one program at least finds what is beyond the likely segments
+        segments = min(segments, max(1, batch.likely_segments))
     return -(-segments // schedule.group)
 
 

@@ -19,7 +19,7 @@ def group_of_segments(group, weight_indices, num_segs, GROUP: tl.constexpr):
         g = first + tl.arange(0, GROUP)
         inside = g < num_segs
         adapters = tl.load(weight_indices + g, mask=inside, other=0)
-        own = tl.load(weight_indices + first)
+        own = tl.load(weight_indices + first, mask=first < num_segs, other=0)
         if tl.sum((inside & (adapters != own)).to(tl.int32), axis=0) > 0:
             runs = tl.minimum(GROUP, num_segs - first)
     return first, runs

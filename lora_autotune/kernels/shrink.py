@@ -121,7 +121,8 @@ def _shrink_group(
     for run in range(runs):
         segment = first + run
         start, length = rows_of_segment(seg_indptr, segment, first, runs, num_segs, GROUP)
-        adapter = tl.load(weight_indices + segment).to(tl.int64)
+        used = segment < num_segs
+        adapter = tl.load(weight_indices + segment, mask=used, other=0).to(tl.int64)
         rank = tl.load(lora_ranks + adapter)
         slot = segment * tl.num_programs(1) + tl.program_id(1)
         _shrink_rows(

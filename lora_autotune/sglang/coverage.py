@@ -13,14 +13,19 @@ CHUNK_SIZES = (16, 32, 64, 128)
 LARGEST_RANK = 512
 SPLIT_K_VARIABLE = "SGLANG_ENABLE_LORA_CSGMV_SPLIT_K"
 
+DETERMINISTIC_VARIABLE = "SGLANG_ENABLE_DETERMINISTIC_INFERENCE"
+LARGEST_BLOCK, LARGEST_TILE, MOST_STAGES = 1024, 1 << 16, 8
+"""Elements and stages over which no config is taken for one: a compiler would take minutes, or fail
+in the middle of a forward pass."""
+
 
 def shrink_gap(
     x: Tensor, weights: Tensor, batch_info: Any, num_slices: int, split_k: int | None
 ) -> str | None:
     """Why SGLang's shrink must run."""
-    if split_k is not None or os.environ.get(SPLIT_K_VARIABLE, "0").lower() in ("1", "true"):
+    if split_k is not None or _is_set(SPLIT_K_VARIABLE):
         return "split-K is asked for"
-    gap = _matrices_gap(x, weights) or _batch_gap(batch_info, x.device)
+    gap = _invariance_gap() or _matrices_gap(x, weights) or _batch_gap(batch_info, x.device)
     if gap is not None:
         return gap
     if weights.shape[2] != x.shape[1] or weights.shape[1] % num_slices:
@@ -38,7 +43,7 @@ def expand_gap(
     """Why SGLang's expand must run."""
     import torch
 
-    gap = _matrices_gap(x, weights) or _batch_gap(batch_info, x.device)
+    gap = _invariance_gap() or _matrices_gap(x, weights) or _batch_gap(batch_info, x.device)
     if gap is not None:
         return gap
     slices = slice_offsets.shape[0] - 1
@@ -63,10 +68,27 @@ def config_fault(config: Mapping[str, int]) -> str | None:
     for name in ("BLOCK_N", "BLOCK_K"):
         if config[name] < 16 or config[name] & (config[name] - 1):
             return f"{name}={config[name]} is not a power of two from 16 on"
+        if config[name] > LARGEST_BLOCK:
+            return f"{name}={config[name]} is over {LARGEST_BLOCK}"
+    if config["BLOCK_N"] * config["BLOCK_K"] > LARGEST_TILE:
+        return f"BLOCK_N * BLOCK_K is over {LARGEST_TILE}"
+    if config.get("num_stages", 1) > MOST_STAGES:
+        return f"num_stages={config['num_stages']} is over {MOST_STAGES}"
+    if not 16 <= config.get("maxnreg", 255) <= 255:
+        return f"maxnreg={config['maxnreg']} is not from 16 to 255"
     warps = config.get("num_warps", 4)
     if warps > 32 or warps & (warps - 1):
         return f"num_warps={warps} is not a power of two up to 32"
     return None
+
+
+def _invariance_gap() -> str | None:
+    # Which instructions and how many parts add up a row depends on the batch that it is in.
+    return "deterministic inference is asked for" if _is_set(DETERMINISTIC_VARIABLE) else None
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "0").lower() in ("1", "true", "yes", "on")
 
 
 def _matrices_gap(x: Tensor, weights: Tensor) -> str | None:
