@@ -1,6 +1,6 @@
 """What pruning over the batches of a workload saves and what it costs, by replay without a GPU.
 
-    PYTHONPATH=. python scripts/bench_pruning.py [--seeds N] [--landscapes WORD..]
+    python scripts/bench_pruning.py [--seeds N] [--landscapes WORD..]
         [--strategies NAME..] [--jobs N]
 
 Every shipped landscape with two batches or more is searched for 50 configs, with every rule and
@@ -28,6 +28,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import optuna

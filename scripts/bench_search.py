@@ -1,6 +1,6 @@
 """How good the search is, by replay and without a GPU: ours, plain Optuna's and Kernel Tuner's.
 
-    PYTHONPATH=. python scripts/bench_search.py [--seeds N] [--landscapes WORD..]
+    python scripts/bench_search.py [--seeds N] [--landscapes WORD..]
         [--strategies WORD..] [--jobs N] [--without-kernel-tuner]
 
 Prints, for each landscape and for the mean over them, the regret after 30 and after 50 configs and
@@ -25,6 +25,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import search_rivals

@@ -1,6 +1,6 @@
 """How long tuning takes, and whether its winners are worth it: ours against the published protocol.
 
-    PYTHONPATH=. python scripts/bench_tuning.py [reference] [wide] [model] [--out FILE]
+    python scripts/bench_tuning.py [reference] [wide] [model] [--out FILE]
 
 reference: the reference grid of two tasks, by `grid` and by the published protocol.
 wide:      the same two tasks, by the default strategy on the wide space, and by the protocol on the
@@ -27,6 +27,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rich.console import Console
 from rich.table import Table

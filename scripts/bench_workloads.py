@@ -1,6 +1,6 @@
 """What tuning on a server's own batches is worth, against tuning on 30,720 tokens as published.
 
-    PYTHONPATH=. python scripts/bench_workloads.py [--tasks N|all] [--presets NAME..]
+    python scripts/bench_workloads.py [--tasks N|all] [--presets NAME..]
         [--models NAME:RANK..] [--chunk-size N] [--rounds N] [--out FILE]
 
 Some tasks of each model are tuned on 30,720 tokens alone and on each preset, in one process and on
@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rich.console import Console
 from rich.table import Table

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import datetime
-import shlex
 from typing import Any
 
 from lora_autotune.cli.arguments import out_folder
+from lora_autotune.cli.command import public_command
 from lora_autotune.cli.tasks import named_work
 from lora_autotune.evaluators.cuda import CudaMachine
 from lora_autotune.landscape import write_landscape
@@ -20,7 +20,7 @@ def record(arguments: Any) -> int:
     work = named_work(arguments)
     out = out_folder(arguments, "landscapes")
     note = {
-        "command": shlex.join(["lora-autotune", *arguments.words]),
+        "command": public_command(arguments.words),
         "date": datetime.datetime.now(tz=datetime.timezone.utc).date().isoformat(),
     }
     with CudaMachine(kernels=arguments.kernels) as machine:
