@@ -11,7 +11,7 @@ model:     all of Qwen3-0.6B at rank 64 by the default strategy on the wide spac
 
 Every side is a process of its own with a cold Triton cache; its wall-clock time includes starting
 Python, torch and the compile pool. Then each side's winner and the default are measured again,
-interleaved, by our timing. Without a name all three are run: about four minutes on one H200.
+interleaved, by our timing. Without a name all three are run: about five minutes on one H200.
 """
 
 from __future__ import annotations
@@ -174,29 +174,36 @@ def main() -> None:
     jobs = arguments.jobs or ["reference", "wide", "model"]
     if unknown := set(jobs) - {"reference", "wide", "model"}:
         parser.error(f"unknown job {unknown.pop()} (allowed: reference, wide, model)")
-    bench, winners = Bench(), Winners()
+    bench = Bench()
+    rows: list[dict[str, Any]] = []
     on_reference = ("--strategy", "grid", "--space", "reference")
 
-    def add(name: str, tasks: Sequence[Task], script: str, *words: str) -> None:
-        winners[name] = bench.winners(name, tasks, script, *words)
+    def contest(winners: Winners) -> None:
+        """Measure winners side by side, and keep all so far: it took minutes."""
+        try:
+            rows.extend(side_by_side(winners))
+        finally:
+            if arguments.out is not None:
+                found = {"sides": bench.rows, "winners": rows}
+                arguments.out.write_text(json.dumps(found, indent=1))
 
     if {"reference", "wide"} & set(jobs):
-        add("protocol, reference", PAIR, "published_protocol.py")
-    if "reference" in jobs:
-        add("grid, reference", PAIR, "tune_tasks.py", *on_reference)
-    if "wide" in jobs:
-        add("auto, wide", PAIR, "tune_tasks.py")
-        winners["brute force, wide"] = _of_landscapes(PAIR)
+        pair: Winners = {}
+        protocol = "protocol, reference"
+        pair[protocol] = bench.winners(protocol, PAIR, "published_protocol.py")
+        if "reference" in jobs:
+            grid = "grid, reference"
+            pair[grid] = bench.winners(grid, PAIR, "tune_tasks.py", *on_reference)
+        if "wide" in jobs:
+            pair["auto, wide"] = bench.winners("auto, wide", PAIR, "tune_tasks.py")
+            pair["brute force, wide"] = _of_landscapes(PAIR)
+        contest(pair)
     if "model" in jobs:
-        winners["model"] = found = _of_model("model", bench)
-        add("model, reference", list(found)[::3], "tune_tasks.py", *on_reference)
-    rows: list[dict[str, Any]] = []
-    try:
-        rows = side_by_side(winners)
-    finally:  # the sides took minutes
-        show(bench, rows)
-        if arguments.out is not None:
-            arguments.out.write_text(json.dumps({"sides": bench.rows, "winners": rows}, indent=1))
+        model = _of_model("model", bench)
+        some = list(model)[::3]
+        of_grid = bench.winners("model, reference", some, "tune_tasks.py", *on_reference)
+        contest({"model": {task: model[task] for task in some}, "model, reference": of_grid})
+    show(bench, rows)
 
 
 if __name__ == "__main__":
