@@ -33,9 +33,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-import triton
 from ahead import compile_ahead
-from contest import Calls, first_line, times_us
+from contest import Calls, first_line, surroundings, times_us
 from cublas import cublas_call
 from kernel_rows import Row, all_rows, floor_us
 from published import SET, looked_up, published_config, published_name
@@ -203,13 +202,8 @@ def main() -> int:
         measuring.set_up(cache_dir)
         gpu = measuring.describe()
         assert isinstance(gpu, Gpu)
-        about = {
-            "gpu": gpu.name,
-            "torch": torch.__version__,
-            "triton": triton.__version__,
-            "published": published or "SGLang is not installed",
-            "ours": "tuned for each row" if options.tune else "looked up",
-        }
+        about = surroundings(gpu, published)
+        about["ours"] = "tuned for each row" if options.tune else "looked up"
         print("; ".join(f"{key}: {value}" for key, value in about.items()))
         work = [
             (row.task, row.instance, config, kernels)

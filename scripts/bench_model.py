@@ -29,9 +29,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-import triton
 from ahead import compile_ahead
-from contest import first_line, times_us
+from contest import first_line, surroundings, times_us
 from decoder import DEVICE, DTYPE, Attention, Decoder, Lora, Projection
 from published import SET, looked_up, published_config, published_name
 from torch import Tensor
@@ -257,12 +256,7 @@ def main() -> int:
         measuring.set_up(cache_dir)
         gpu = measuring.describe()
         assert isinstance(gpu, Gpu)
-        about = {
-            "gpu": gpu.name,
-            "torch": torch.__version__,
-            "triton": triton.__version__,
-            "published": published or "SGLang is not installed",
-        }
+        about = surroundings(gpu, published)
         print("; ".join(f"{key}: {value}" for key, value in about.items()))
         variants = {
             step: variants_of(step.chunk_size, published=published is not None)

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import triton
 
+from lora_autotune.evaluators.gpu import Gpu
 from lora_autotune.evaluators.timing import GraphTimer
 
 Calls = Sequence[Callable[[], Any]]
@@ -65,3 +67,13 @@ def first_line(error: Exception) -> str:
     """What an error says, in short."""
     lines = str(error).splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:200]}"
+
+
+def surroundings(gpu: Gpu, published: str | None) -> dict[str, str]:
+    """What a contest was held on, to be printed and kept with its times."""
+    return {
+        "gpu": gpu.name,
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "published": published or "SGLang is not installed",
+    }

@@ -10,14 +10,13 @@ from pathlib import Path
 
 from lora_autotune.errors import EvaluatorError
 from lora_autotune.kernels.launcher import launcher
+from lora_autotune.kernels.sglang import HOMES
 from lora_autotune.loader import ROOT_VARIABLE, get_lora_expand_config, get_lora_shrink_config
 from lora_autotune.space import Config
 from lora_autotune.task import Task
 
 SET = "sglang"
 """The name of the set in `lora_autotune.kernel_set`."""
-
-_HOMES = ("kernels/ops/lora/dense", "srt/lora/triton_ops")
 
 
 def published_name() -> str | None:
@@ -38,7 +37,7 @@ def published_config(task: Task) -> Config:
     """What a server without our plug-in launches a task with: a config in SGLang's package."""
     spec = importlib.util.find_spec("sglang")
     places = (spec.submodule_search_locations or []) if spec is not None else []
-    for folder in (Path(place, home) for place in places for home in _HOMES):
+    for folder in (Path(place, home) for place in places for home in HOMES):
         if (folder / "csgmv_configs").is_dir():
             with _root(folder):
                 return looked_up(task)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lora_autotune.kernels.schedule import LEAST_DEPTH, TALL_COLUMNS
+from lora_autotune.kernels.schedule import TALL_COLUMNS, widening
 from lora_autotune.space import Config
 from lora_autotune.task import Task
 from lora_autotune.trial import Failure
@@ -20,10 +20,9 @@ def least_smem_bytes(task: Task, config: Config) -> int:
     """
     if task.kernel != "shrink" or config.num_stages is None:
         return 0
-    block_n, block_k = config.BLOCK_N, config.BLOCK_K
-    while block_n < TALL_COLUMNS and block_k >= 2 * LEAST_DEPTH:
-        block_n, block_k = 2 * block_n, block_k // 2
-    tiles = (task.chunk_size + block_n) * block_k * ELEMENT_BYTES
+    widened = widening(config.BLOCK_N, config.BLOCK_K, TALL_COLUMNS)
+    rows_and_columns = task.chunk_size + config.BLOCK_N * widened
+    tiles = rows_and_columns * (config.BLOCK_K // widened) * ELEMENT_BYTES
     return tiles * max(config.num_stages - 1, 1)
 
 

@@ -114,16 +114,14 @@ def _expand_group(
             if rank % 16 == 0:
                 _add_product(
                     x_rows, w_adapter, out_rows, live, scaling, slice_offsets, rank // 16 * 16,
-                    column, column_end, first_slice, end_slice, OUTPUT_DIM, R,
-                    BLOCK_N, BLOCK_K,
+                    column, column_end, first_slice, end_slice, OUTPUT_DIM, R, BLOCK_N, BLOCK_K,
                 )  # fmt: skip
             else:
                 # Element by element: narrow tiles keep this branch's code, and compiling, small.
                 NARROW: tl.constexpr = BLOCK_N if BLOCK_N < 32 else 32
                 _add_product(
                     x_rows, w_adapter, out_rows, live, scaling, slice_offsets, rank,
-                    column, column_end, first_slice, end_slice, OUTPUT_DIM, R,
-                    NARROW, BLOCK_K,
+                    column, column_end, first_slice, end_slice, OUTPUT_DIM, R, NARROW, BLOCK_K,
                 )  # fmt: skip
 
 

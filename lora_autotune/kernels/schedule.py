@@ -79,9 +79,8 @@ def shrink_schedule(
     segments = triton.cdiv(batch.likely_segments, group)
     rounds = _is_padded(batch)
     if segments >= multiprocessors:
-        widened = 1
-        while block_n < min(columns, TALL_COLUMNS) and block_k >= 2 * LEAST_DEPTH:
-            block_n, block_k, widened = 2 * block_n, block_k // 2, 2 * widened
+        widened = widening(block_n, block_k, columns)
+        block_n, block_k = block_n * widened, block_k // widened
         together = triton.cdiv(columns, block_n)
         step = (group * batch.chunk_size + together * block_n) * block_k
         if together > MAX_TOGETHER or step > MAX_STEP:
@@ -95,6 +94,14 @@ def shrink_schedule(
     ):
         parts *= 2
     return Schedule(group=group, parts=parts, rounds=rounds)
+
+
+def widening(block_n: int, block_k: int, columns: int) -> int:
+    """How much wider, and less deep, a tile of shrink becomes where rows are many."""
+    widened = 1
+    while block_n * widened < min(columns, TALL_COLUMNS) and block_k // widened >= 2 * LEAST_DEPTH:
+        widened *= 2
+    return widened
 
 
 def expand_schedule(batch: Batch, tiles: int, multiprocessors: int) -> Schedule:

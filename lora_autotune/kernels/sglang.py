@@ -31,7 +31,7 @@ from lora_autotune.kernels.launch import Launch
 from lora_autotune.kernels.schedule import Schedule
 from lora_autotune.task import KERNELS, Task
 
-_HOMES = ("kernels/ops/lora/dense", "srt/lora/triton_ops")
+HOMES = ("kernels/ops/lora/dense", "srt/lora/triton_ops")
 """Where in SGLang its files are, from the newest version to the oldest."""
 
 _ARGUMENTS = {
@@ -177,7 +177,7 @@ def _files() -> dict[str, Path]:
             "SGLang is not installed here: there are no kernels of it to tune",
             hint="pip install sglang, or leave out --kernels sglang",
         )
-    for place, home in itertools.product(spec.submodule_search_locations, _HOMES):
+    for place, home in itertools.product(spec.submodule_search_locations, HOMES):
         files = {kernel: Path(place, home, f"chunked_sgmv_{kernel}.py") for kernel in KERNELS}
         if all(file.is_file() for file in files.values()):
             return files
