@@ -72,6 +72,17 @@ def describe() -> Gpu:
     return H200
 
 
+def answer(found: Gpu | str) -> Gpu | str:
+    return found
+
+
+def wait(notes: Path) -> Gpu:
+    """Opens the GPU once a test says so."""
+    while not (notes / "go").exists():
+        time.sleep(0.01)
+    return H200
+
+
 def compile_config(
     plan: Plan, task: Task, workload: Workload, config: Config, kernels: str
 ) -> Compiled:

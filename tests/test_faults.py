@@ -26,9 +26,10 @@ import lora_autotune
 from lora_autotune.config_file import merge_config_file, read_config_file
 from lora_autotune.config_tree import check_tree
 from lora_autotune.errors import EvaluatorError
-from lora_autotune.evaluators import compiling, measuring, pipeline
+from lora_autotune.evaluators import bench_jobs, compiling, driver, pipeline
 from lora_autotune.evaluators.cuda import CudaMachine
 from lora_autotune.evaluators.replay import ReplayEvaluator
+from lora_autotune.evaluators.torch_build import TorchBuild
 from lora_autotune.evaluators.worker import Worker, start_fork_server
 from lora_autotune.landscape import Landscape, read_landscape, write_landscape
 from lora_autotune.provenance import is_provenance
@@ -36,7 +37,7 @@ from lora_autotune.space import DEFAULT_CONFIGS, SearchSpace, named_space
 from lora_autotune.trial import Failure, Measurement
 from lora_autotune.tuner import Job, tune, tune_all
 from tests import fault_jobs
-from tests.fault_jobs import Plan
+from tests.fault_jobs import H200, Plan
 
 optuna = pytest.importorskip("optuna")
 from lora_autotune.journal import Journal  # noqa: E402
@@ -133,7 +134,7 @@ class Stage:
         self.temporary.mkdir()
         start_fork_server()  # its socket is no temporary file of ours
         monkeypatch.setattr("tempfile.tempdir", str(self.temporary))
-        monkeypatch.setattr(measuring, "describe", fault_jobs.describe)
+        monkeypatch.setattr(bench_jobs, "describe", fault_jobs.describe)
         self.groups: set[int] = set()
         start = Worker._start
 
@@ -149,7 +150,7 @@ class Stage:
         plan = Plan(files=FILES, notes=self.notes, **faults)
         for module, names in (
             (compiling, ["compile_config"]),
-            (measuring, ["measure", "remeasure"]),
+            (bench_jobs, ["measure", "remeasure"]),
         ):
             for name in names:
                 job = functools.partial(getattr(fault_jobs, name), plan)
@@ -398,6 +399,65 @@ def test_faults_of_three_tasks_at_once_stay_with_their_candidates(stage, monkeyp
     assert sum(sum(r.failures.values()) for r in stage.results.values()) == len(kinds) == 18
 
 
+def play_the_driver(monkeypatch, named, opened, *, cuda="13.0") -> None:
+    """A driver that names a GPU at once, and a torch that says later what it opens."""
+    monkeypatch.setattr(driver, "first_gpu", functools.partial(fault_jobs.answer, named))
+    monkeypatch.setattr(bench_jobs, "describe", opened)
+    built = TorchBuild(version="2.11.0", cuda=cuda)
+    monkeypatch.setattr("lora_autotune.evaluators.cuda.torch_build", lambda: built)
+
+
+def test_compilers_work_before_the_bench_worker_has_opened_the_gpu(stage, monkeypatch):
+    play_the_driver(monkeypatch, H200, functools.partial(fault_jobs.wait, stage.notes))
+    stage.play()
+    with CudaMachine(compile_workers=1) as machine:
+        assert machine.platform.torch == "2.11.0"
+        evaluator = machine.evaluator(SHRINK.task, SHRINK.workload)
+        for config in SHRINK.space:
+            evaluator.submit(config)
+        while len(evaluator._lane.compiled) < len(SHRINK.space):
+            assert evaluator.poll(20) is None
+        (stage.notes / "go").touch()
+        trials = [evaluator.collect() for _ in SHRINK.space]
+    assert {trial.config for trial in trials} == set(SHRINK.space)
+
+
+@pytest.mark.parametrize("other", [{}, {"multiprocessors": 16}, {"smem_bytes": 101_376}])
+def test_the_winner_is_the_same_where_the_driver_named_another_gpu(stage, monkeypatch, other):
+    opened = functools.partial(fault_jobs.answer, H200)
+    play_the_driver(monkeypatch, replace(H200, **other), opened)
+    seen = []
+    stage.tune([SHRINK], watch=lambda machine, progress: seen.append(machine.gpu))
+    assert stage.results[SHRINK.task].failures == {}
+    assert seen[-1] == H200
+
+
+@pytest.mark.parametrize(
+    ("opened", "words"),
+    [
+        ("torch 2.11.0 sees no CUDA device", "no CUDA device to tune on: torch 2.11.0 sees no"),
+        (replace(H200, name="NVIDIA L4"), "torch opens a NVIDIA L4, and the driver's first"),
+    ],
+)
+def test_a_gpu_that_torch_does_not_open_is_one_clear_error(stage, monkeypatch, opened, words):
+    play_the_driver(monkeypatch, H200, functools.partial(fault_jobs.answer, opened))
+    stage.play()
+    with (
+        pytest.raises(EvaluatorError) as caught,
+        CudaMachine(compile_workers=1) as machine,
+    ):
+        list(tune_all(stage.jobs(machine, [SHRINK]), strategy="grid"))
+    (line,) = str(caught.value).splitlines()
+    assert words in line
+
+
+def test_a_torch_without_cuda_is_an_error_at_once(stage, monkeypatch):
+    opened = functools.partial(fault_jobs.answer, "torch 2.11.0 has no CUDA in it")
+    play_the_driver(monkeypatch, H200, opened, cuda=None)
+    with pytest.raises(EvaluatorError, match="has no CUDA in it"):
+        CudaMachine(compile_workers=1)
+
+
 class Killer:
     """Kills workers at random moments, but none before the last death was noticed and made good:
     a candidate that is hit twice is out."""
@@ -442,11 +502,11 @@ def test_workers_killed_from_outside_at_random_moments_cost_nobody_anything(stag
 MACHINE = """
 import sys, tempfile
 from pathlib import Path
-from lora_autotune.evaluators import measuring
+from lora_autotune.evaluators import bench_jobs
 from lora_autotune.evaluators.cuda import CudaMachine
 from tests import fault_jobs
 tempfile.tempdir = sys.argv[1]
-measuring.describe = fault_jobs.describe
+bench_jobs.describe = fault_jobs.describe
 plan = fault_jobs.Plan(files={}, notes=Path(sys.argv[1]))
 machine = CudaMachine(compile_workers=2)
 workers = [machine.bench, *machine.compilers]

@@ -23,6 +23,7 @@ LAYERS = (
     {"strategy", "evaluator", "loader", "model", "workload"},
     {"landscape", "kernels", "pruning"},
     {"strategies", "journal", "selection", "evaluators", "recorder", "search", "neighbours"},
+    {"budgets"},
     {"result", "benchmark"},
     {"tuner", "doctor", "sglang"},
     {"testing"},
@@ -167,6 +168,11 @@ def test_strategies_know_neither_gpu_nor_evaluator(name: str) -> None:
     )
     assert modules & {"torch", "triton"} == set()
     assert {name for name in modules if name.startswith("lora_autotune.evaluator")} == set()
+
+
+@pytest.mark.parametrize("module", ["preload", "cuda"])
+def test_neither_the_tuner_nor_its_compilers_wait_for_torch(module: str) -> None:
+    assert "torch" not in loaded_by(f"import lora_autotune.evaluators.{module}")
 
 
 def test_the_lists_of_public_names_agree() -> None:

@@ -5,6 +5,7 @@ Its workers are fakes that finish when a test says so; tests/test_faults.py has 
 
 from __future__ import annotations
 
+import inspect
 import math
 from multiprocessing import Pipe
 from types import SimpleNamespace
@@ -13,11 +14,11 @@ import pytest
 
 from lora_autotune.errors import EvaluatorError
 from lora_autotune.evaluator import Platform
-from lora_autotune.evaluators import compiling, measuring, pipeline
+from lora_autotune.evaluators import bench_jobs, compiling, measuring, pipeline
 from lora_autotune.evaluators.compiling import Compiled
 from lora_autotune.evaluators.cuda import CudaEvaluator
-from lora_autotune.evaluators.measuring import Reply, Subject
 from lora_autotune.evaluators.pipeline import Lane, Pipeline
+from lora_autotune.evaluators.subject import Reply, Subject
 from lora_autotune.evaluators.worker import Died
 from lora_autotune.pruning import Standings
 from lora_autotune.space import DEFAULT_CONFIGS, Config
@@ -413,6 +414,87 @@ def test_a_new_worker_warms_up_before_its_first_candidate():
     assert stage.bench.configs == [A]
 
 
+def test_a_new_bench_worker_opens_the_gpu_before_its_first_candidate():
+    stage = Stage()
+    lane = stage.lane()
+    stage.submit(lane, A, B)
+    stage.bench.warm = False
+    stage.compiled()
+    stage.bench.warm = True
+    stage.compiled()
+    stage.bench.finish(None)
+    stage.pipeline.pump(0)
+    stage.measured()
+    assert [job.name for job in stage.bench.jobs] == ["warm_up", "measure", "measure"]
+    assert list(outcomes(lane)) == [A]
+
+
+@pytest.mark.parametrize("died", [CRASHED, KILLED, TIMED_OUT])
+def test_a_bench_worker_that_does_not_start_costs_a_candidate(died):
+    stage = Stage()
+    lane = stage.lane()
+    stage.submit(lane, A)
+    stage.bench.warm = False
+    stage.compiled()
+    stage.measured(died)
+    if died is KILLED:
+        stage.measured(died)
+    assert outcomes(lane)[A].kind == ("timeout" if died.timed_out else "crash")
+
+
+class Opening(Stage):
+    """The bench worker is still at its description of the GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list = []
+        self.bench.submit(bench_jobs.describe, timeout_s=60)
+        self.pipeline = Pipeline(self.bench, self.compilers, self.found.append)
+
+
+def test_compilers_work_while_the_bench_worker_opens_the_gpu():
+    stage = Opening()
+    lane = stage.lane()
+    stage.submit(lane, A, B)
+    stage.compiled()
+    stage.compiled()
+    assert [job.name for job in stage.bench.jobs] == ["describe"]
+    stage.measured("a GPU")
+    assert stage.found == ["a GPU"]
+    stage.measured()
+    stage.measured()
+    assert list(outcomes(lane)) == [A, B]
+
+
+def test_a_task_that_is_given_up_meanwhile_leaves_the_bench_worker_alone():
+    stage = Opening()
+    lane = stage.lane()
+    stage.submit(lane, A)
+    stage.compiled()
+    stage.pipeline.abandon(lane)
+    assert stage.bench.replaced == 0
+    stage.bench.finish("a GPU")
+    stage.pipeline.wait_until_open()
+    assert stage.found == ["a GPU"]
+    assert not stage.bench.busy
+
+
+def test_what_was_compiled_for_another_gpu_is_compiled_anew():
+    stage = Opening()
+    lane = stage.lane()
+    stage.submit(lane, A, B, C)
+    stage.compiled()
+    other = Worker()
+    stage.pipeline.compile_anew([other])
+    stage.measured("a GPU")
+    for _ in range(3):
+        other.finish(FINE)
+        stage.pipeline.pump(0)
+        stage.measured()
+    assert sorted(map(str, other.configs)) == sorted(map(str, [A, B, C]))
+    assert set(outcomes(lane)) == {A, B, C}
+
+
 def test_the_default_has_time_to_compile():
     stage = Stage()
     stage.submit(stage.lane(), DEFAULT)
@@ -424,4 +506,10 @@ def test_jobs_are_the_workers_own_functions():
     stage.submit(stage.lane(), A)
     stage.compiled()
     assert stage.compilers[0].jobs[0].name == compiling.compile_config.__name__
-    assert stage.bench.jobs[0].name == measuring.measure.__name__
+    assert stage.bench.jobs[0].name == bench_jobs.measure.__name__
+
+
+@pytest.mark.parametrize("name", ["set_up", "describe", "measure", "remeasure"])
+def test_the_bench_workers_jobs_are_what_they_are_named_after(name):
+    named, real = getattr(bench_jobs, name), getattr(measuring, name)
+    assert inspect.signature(named) == inspect.signature(real)

@@ -39,6 +39,15 @@ def test_a_narrow_deep_tile_is_wide_and_shallow_where_rows_are_many():
     assert shrink(prefill, block_n=16, block_k=64).widened == 2
 
 
+@pytest.mark.parametrize(
+    ("tokens", "widened"), [(32, 1), (1024, 1), (2048, 2), (4096, 4), (8192, 4)]
+)
+def test_a_tile_is_no_wider_than_leaves_every_multiprocessor_a_program(tokens, widened):
+    schedule = shrink(batch(tokens, 8, 16), block_n=16, block_k=256)
+    assert schedule.widened == widened
+    assert schedule.together == 1
+
+
 def test_tiles_that_hold_too_much_together_stay_apart():
     prefill = batch(30_720, 1, 64)
     assert shrink(prefill, columns=512).together == 1

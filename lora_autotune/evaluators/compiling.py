@@ -1,11 +1,13 @@
-"""The compile workers' jobs: Triton for a GPU that this process never touches."""
+"""The compile workers' jobs: Triton for a GPU that this process never touches, without torch."""
 
 from __future__ import annotations
 
 import importlib
 import os
+import sys
 import time
 from dataclasses import dataclass
+from importlib.abc import MetaPathFinder
 from typing import Any
 
 import triton
@@ -15,6 +17,7 @@ from lora_autotune.evaluators.gpu import Gpu
 from lora_autotune.evaluators.plan import empty_operands, schedule_of, task_launch, task_offsets
 from lora_autotune.kernel_set import BUILTIN
 from lora_autotune.kernels.batch import served_batch
+from lora_autotune.kernels.blank import NOWHERE
 from lora_autotune.space import Config
 from lora_autotune.task import Task, Workload
 from lora_autotune.trial import Failure
@@ -51,6 +54,18 @@ class _TargetOnly:
         return 0
 
 
+class _NoTorch(MetaPathFinder):
+    """Leaves a process without torch.
+
+    Triton 3.6 and 3.7 import it, where they can, at a process's first compile: to know its tensors,
+    of which there are none here. That takes seconds.
+    """
+
+    def find_spec(self, fullname: str, _path: object, _target: object = None, /) -> None:
+        if fullname == "torch":
+            raise ModuleNotFoundError("compile workers do without", name=fullname)
+
+
 _gpu: Gpu
 
 
@@ -59,6 +74,7 @@ def set_up(gpu: Gpu, cache_dir: str) -> None:
     global _gpu  # noqa: PLW0603 - a worker process has one state, set once
     _gpu = gpu
     os.environ["TRITON_CACHE_DIR"] = cache_dir
+    sys.meta_path.insert(0, _NoTorch())
     triton.runtime.driver.set_active(_TargetOnly(gpu.capability))
 
 
@@ -83,11 +99,11 @@ def compile_config(
     smem_bytes = 0
     try:
         for batch in [
-            served_batch(i, rank=task.R, chunk_size=task.chunk_size, device="meta")
+            served_batch(i, rank=task.R, chunk_size=task.chunk_size, device=NOWHERE)
             for i in workload
         ]:
-            operands = empty_operands(task, batch, device="meta")
-            offsets = task_offsets(task, device="meta")
+            operands = empty_operands(task, batch, device=NOWHERE)
+            offsets = task_offsets(task, device=NOWHERE)
             schedule = schedule_of(task, batch, options, _gpu.multiprocessors, kernels=kernels)
             launch = task_launch(task, operands, batch, offsets, options, schedule, kernels=kernels)
             kernel: Any = launch.compile()

@@ -8,16 +8,14 @@ import tempfile
 from collections.abc import Sequence
 from types import TracebackType
 
-import torch
-
 from lora_autotune.errors import EvaluatorError
 from lora_autotune.evaluator import Platform
-from lora_autotune.evaluators import compiling, cores, measuring
+from lora_autotune.evaluators import bench_jobs, compiling, cores, driver
 from lora_autotune.evaluators.bounds import foretold_failure
-from lora_autotune.evaluators.driver import driver_version
 from lora_autotune.evaluators.gpu import Gpu
-from lora_autotune.evaluators.measuring import Subject
-from lora_autotune.evaluators.pipeline import Lane, Pipeline
+from lora_autotune.evaluators.pipeline import SETUP_TIMEOUT_S, Lane, Pipeline
+from lora_autotune.evaluators.subject import Subject
+from lora_autotune.evaluators.torch_build import torch_build
 from lora_autotune.evaluators.worker import Died, Worker
 from lora_autotune.kernel_set import BUILTIN
 from lora_autotune.kernels.launcher import launcher
@@ -25,11 +23,15 @@ from lora_autotune.space import Config
 from lora_autotune.task import Task, Workload
 from lora_autotune.trial import Failure, Trial
 
-SETUP_TIMEOUT_S = 180.0
+DRIVER_TIMEOUT_S = 30.0
+"""How long the driver may take to name its first device; then torch is waited for."""
 
 
 class CudaMachine:
     """This machine's GPU and compilers, kept warm from task to task. A context manager.
+
+    It compiles for the GPU that the driver names while the bench worker still imports torch and
+    opens it. Where the driver names none, or torch has no CUDA in it, the bench worker comes first.
 
     Args:
         compile_workers: how many processes compile; None: what suits this machine.
@@ -40,36 +42,61 @@ class CudaMachine:
         platform: what measurements made here are labelled with.
 
     Raises:
-        EvaluatorError: no CUDA device, no torch and triton that can use it, or no such kernels.
+        EvaluatorError: no CUDA device, no torch and triton that can use it, or no such kernels. An
+            evaluator raises it where it is the bench worker that cannot open the device.
     """
 
     def __init__(self, *, compile_workers: int | None = None, kernels: str = BUILTIN) -> None:
-        launched = launcher(kernels)
+        launched, torch = launcher(kernels), torch_build()
         self._cache_dir = tempfile.mkdtemp(prefix="lora-autotune-triton-")
         self.compilers: list[Worker] = []
-        self.bench = Worker(measuring.set_up, self._cache_dir)
-        version = launched.version  # while the bench opens the device
-        found = self.bench.call(measuring.describe, timeout_s=SETUP_TIMEOUT_S)
+        self._bench = Worker(bench_jobs.set_up, self._cache_dir)
+        self._bench.submit(bench_jobs.describe, timeout_s=SETUP_TIMEOUT_S)
+        probe = Worker()
+        probe.submit(driver.first_gpu, timeout_s=DRIVER_TIMEOUT_S)
+        version = launched.version  # while the driver answers
+        found, driver_version = _answers(probe)
+        if found is None or torch.cuda is None:
+            found = self._bench.result()
         if not isinstance(found, Gpu):
             self.close()
-            reason = found.message if isinstance(found, Died) else found
-            raise EvaluatorError(
-                f"no CUDA device to tune on: {reason}",
-                hint="--replay searches recorded measurements without a GPU",
-            )
+            raise _no_device(found)
         self.gpu = found
-        driver = self.bench.call(driver_version, timeout_s=SETUP_TIMEOUT_S)
         self.platform = Platform(
             device=found.name,
             triton=found.triton,
             kernels=launched.name,
             kernels_version=version,
-            driver=driver if isinstance(driver, str) else None,
-            torch=str(torch.__version__),
+            driver=driver_version,
+            torch=torch.version,
         )
-        count = compile_workers or cores.compile_workers()
-        self.compilers = [Worker(compiling.set_up, found, self._cache_dir) for _ in range(count)]
-        self._pipeline = Pipeline(self.bench, self.compilers)
+        self.compilers = self._start_compilers(compile_workers or cores.compile_workers())
+        self._pipeline = Pipeline(self._bench, self.compilers, self._opened)
+
+    @property
+    def bench(self) -> Worker:
+        """The worker that measures, once it has opened the GPU."""
+        self._pipeline.wait_until_open()
+        return self._bench
+
+    def _start_compilers(self, count: int) -> list[Worker]:
+        return [Worker(compiling.set_up, self.gpu, self._cache_dir) for _ in range(count)]
+
+    def _opened(self, found: Gpu | str | Died) -> None:
+        """Compile anew if the GPU is not quite what the driver told: what is measured counts."""
+        if not isinstance(found, Gpu):
+            raise _no_device(found)
+        if found.name != self.gpu.name:
+            raise EvaluatorError(
+                f"torch opens a {found.name}, and the driver's first device is a {self.gpu.name}",
+                hint="let CUDA_VISIBLE_DEVICES name the one to tune on",
+            )
+        if found != self.gpu:
+            self.gpu = found
+            for worker in self.compilers:
+                worker.close()
+            self.compilers = self._start_compilers(len(self.compilers))
+            self._pipeline.compile_anew(self.compilers)
 
     def __enter__(self) -> CudaMachine:  # noqa: PYI034 - Self needs Python 3.11
         return self
@@ -84,7 +111,7 @@ class CudaMachine:
 
     def close(self) -> None:
         """End every worker and remove what they compiled."""
-        workers = [self.bench, *self.compilers]
+        workers = [self._bench, *self.compilers]
         for worker in workers:
             worker.kill()
         for worker in workers:
@@ -115,6 +142,26 @@ class CudaMachine:
         return CudaEvaluator(self, Lane(subject, patient), self._pipeline)
 
 
+def _answers(probe: Worker) -> tuple[Gpu | None, str | None]:
+    """The driver's first device, which was asked for, and its version; the process ends."""
+    try:
+        gpu = probe.result()
+        if isinstance(gpu, Died):
+            return None, None
+        version = probe.call(driver.driver_version, timeout_s=DRIVER_TIMEOUT_S)
+        return gpu, None if isinstance(version, Died) else version
+    finally:
+        probe.close()
+
+
+def _no_device(found: str | Died) -> EvaluatorError:
+    reason = found.message if isinstance(found, Died) else found
+    return EvaluatorError(
+        f"no CUDA device to tune on: {reason}",
+        hint="--replay searches recorded measurements without a GPU",
+    )
+
+
 class CudaEvaluator:
     """Evaluates one task on this machine's GPU; see :class:`lora_autotune.evaluator.Evaluator`."""
 
@@ -125,7 +172,7 @@ class CudaEvaluator:
         self.workload = lane.subject.workload
         self.platform = machine.platform
         self.capacity = len(machine.compilers) + 4
-        self._smem_bytes = machine.gpu.smem_bytes
+        self._machine = machine
         self._lane = lane
         self._pipeline = pipeline
 
@@ -133,7 +180,7 @@ class CudaEvaluator:
         """Hand over a config to evaluate; returns at once."""
         failure = None
         if self.platform.kernels == BUILTIN:  # the rule is not known to hold for others
-            failure = foretold_failure(self.task, config, smem_bytes=self._smem_bytes)
+            failure = foretold_failure(self.task, config, smem_bytes=self._machine.gpu.smem_bytes)
         if failure is None:
             self._pipeline.submit(self._lane, config)
         else:

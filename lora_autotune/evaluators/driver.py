@@ -1,14 +1,29 @@
-"""The version of the GPU's driver, which CUDA itself does not tell."""
+"""What the GPU's driver tells without torch, and without a CUDA context.
+
+A wedged driver never answers. A process that has asked for the device must not fork others that
+use it.
+"""
 
 from __future__ import annotations
 
 import ctypes
 
+import triton
+
+from lora_autotune.evaluators.gpu import Gpu
+
 _LONGEST = 80
+_LONGEST_NAME = 256
+
+# Numbers of CUdevice_attribute in cuda.h.
+_MULTIPROCESSORS = 16
+_L2_BYTES = 38
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
+_SMEM_BYTES = 97  # MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
 
 
 def driver_version() -> str | None:
-    """What NVML says ("580.159.04"), None where it does not; a wedged driver never answers."""
+    """What NVML says ("580.159.04"), None where it does not; it is what CUDA does not tell."""
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
         text = ctypes.create_string_buffer(_LONGEST)
@@ -16,3 +31,35 @@ def driver_version() -> str | None:
     except (OSError, AttributeError):
         return None
     return None if refused else text.value.decode(errors="replace")
+
+
+def first_gpu() -> Gpu | None:
+    """The device that CUDA_VISIBLE_DEVICES has first, None where the driver names none."""
+    device, name = ctypes.c_int(), ctypes.create_string_buffer(_LONGEST_NAME)
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+        refused = (
+            cuda.cuInit(0)
+            or cuda.cuDeviceGet(ctypes.byref(device), 0)
+            or cuda.cuDeviceGetName(name, _LONGEST_NAME, device)
+        )
+        if refused:
+            return None
+        return Gpu(
+            name=name.value.decode(errors="replace"),
+            capability=10 * _attribute(cuda, device, _CAPABILITY_MAJOR)
+            + _attribute(cuda, device, _CAPABILITY_MINOR),
+            multiprocessors=_attribute(cuda, device, _MULTIPROCESSORS),
+            smem_bytes=_attribute(cuda, device, _SMEM_BYTES),
+            l2_bytes=_attribute(cuda, device, _L2_BYTES),
+            triton=triton.__version__,
+        )
+    except (OSError, AttributeError):
+        return None
+
+
+def _attribute(cuda: ctypes.CDLL, device: ctypes.c_int, number: int) -> int:
+    value = ctypes.c_int()
+    if cuda.cuDeviceGetAttribute(ctypes.byref(value), number, device):
+        raise OSError(f"the driver does not tell attribute {number}")
+    return value.value

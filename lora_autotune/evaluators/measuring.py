@@ -12,6 +12,7 @@ from triton.runtime.errors import OutOfResources
 
 from lora_autotune.evaluators.correctness import difference_from_reference
 from lora_autotune.evaluators.gpu import Gpu
+from lora_autotune.evaluators.subject import Reply, Subject
 from lora_autotune.evaluators.timing import (
     Bench,
     GraphTimer,
@@ -19,14 +20,11 @@ from lora_autotune.evaluators.timing import (
     make_bench,
     median_time_us,
 )
-from lora_autotune.kernel_set import BUILTIN
 from lora_autotune.pruning import GIVE_UP, Standings, pruned, telling_order
 from lora_autotune.space import DEFAULT_CONFIGS, Config
-from lora_autotune.task import Task, Workload
 from lora_autotune.trial import (
     Failure,
     Measurement,
-    Outcome,
     Pruned,
     Resources,
 )
@@ -36,37 +34,6 @@ MAX_SPILL_WORDS = 256
 
 MAX_PREPARED = 12
 """Subjects whose operands are kept on the GPU at a time."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
-    """What candidates are measured on.
-
-    Attributes:
-        workload: the batches.
-        seed: of the random operands.
-        prune: drop a candidate by its resources before it is timed, or once it is clearly behind.
-        kernels: the set of them that is launched.
-    """
-
-    task: Task
-    workload: Workload
-    seed: int
-    prune: bool
-    kernels: str = BUILTIN
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
-    """What came of one candidate.
-
-    Attributes:
-        context_lost: True when the CUDA context is unusable and the worker must be replaced.
-    """
-
-    outcome: Outcome
-    resources: Resources | None = None
-    context_lost: bool = False
 
 
 class TooLargeError(Exception):

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from typing import Any
 
 from lora_autotune.errors import EvaluatorError
-from lora_autotune.evaluators import compiling, measuring
+from lora_autotune.evaluators import bench_jobs, compiling
 from lora_autotune.evaluators.compiling import Compiled
-from lora_autotune.evaluators.measuring import Reply, Subject
+from lora_autotune.evaluators.gpu import Gpu
+from lora_autotune.evaluators.subject import Reply, Subject
 from lora_autotune.evaluators.worker import Died, Worker
 from lora_autotune.pruning import Standings
 from lora_autotune.space import DEFAULT_CONFIGS, Config
@@ -37,6 +38,9 @@ PATIENT_COMPILE_LIMIT_S = 30.0
 
 COMPILE_TIMEOUT_S = 60.0
 """Wall-clock limit of a compile, for one that hangs without computing."""
+
+SETUP_TIMEOUT_S = 180.0
+"""Wall-clock limit of a bench worker's start: it imports torch and opens the GPU."""
 
 MEASURE_TIMEOUT_S = 20.0
 REMEASURE_TIMEOUT_S = 180.0
@@ -95,7 +99,7 @@ class _Candidate:
         """Seconds of computing that compiling it may take."""
         if self.slow:
             return PATIENT_COMPILE_LIMIT_S
-        kernels = min(2, len(self.lane.subject.workload))  # one for few rows, one for many
+        kernels = min(3, len(self.lane.subject.workload))  # for few rows, for many, in between
         return kernels * COMPILE_LIMIT_S
 
 
@@ -111,11 +115,23 @@ class _Contest:
 
 
 class Pipeline:
-    """The compile pool, the bench worker, and what is under way between them."""
+    """The compile pool, the bench worker, and what is under way between them.
 
-    def __init__(self, bench: Worker, compilers: Sequence[Worker]) -> None:
+    Args:
+        bench: measures; it may still be at its first job, to describe the GPU.
+        compilers: they compile.
+        opened: is told what came of that job.
+    """
+
+    def __init__(
+        self,
+        bench: Worker,
+        compilers: Sequence[Worker],
+        opened: Callable[[Gpu | str | Died], None] | None = None,
+    ) -> None:
         self._bench = bench
         self._compilers = compilers
+        self._opened = opened
         self._waiting: deque[_Candidate] = deque()
         self._slow: deque[_Candidate] = deque()
         self._compiling: dict[Worker, _Candidate] = {}
@@ -150,6 +166,18 @@ class Pipeline:
         lane.finished.clear()
         self._feed()
 
+    def wait_until_open(self) -> None:
+        """Wait for the bench worker's description of the GPU, if it is still at it."""
+        while self._bench.busy and self._on_bench is None:
+            self.pump(math.inf)
+
+    def compile_anew(self, compilers: Sequence[Worker]) -> None:
+        """Go on with other compilers, who compile again what nobody has measured yet."""
+        self._waiting.extendleft([*self._compiled, *self._compiling.values()])
+        self._compiled.clear()
+        self._compiling.clear()
+        self._compilers = compilers
+
     def pump(self, wait_s: float) -> None:
         """Take in what the workers finish, once something happens or the time is over."""
         busy = [worker for worker in (self._bench, *self._compiling) if worker.busy]
@@ -159,7 +187,7 @@ class Pipeline:
         by_connection: dict[Any, Worker] = {worker.connection: worker for worker in busy}
         ready = {by_connection[c] for c in wait(list(by_connection), patience_s)}
         for worker in busy:
-            if worker in ready or worker.overdue:
+            if worker.busy and (worker in ready or worker.overdue):
                 self._receive(worker)
         self._feed()
 
@@ -199,24 +227,10 @@ class Pipeline:
             queue = self._waiting or self._slow
             if queue and worker not in self._compiling:
                 self._compile(worker, queue.popleft())
-        if self._on_bench is None and self._contests:
-            self._on_bench = contest = self._contests.popleft()
-            self._bench.submit(
-                measuring.remeasure,
-                contest.lane.subject,
-                contest.configs,
-                contest.rounds,
-                timeout_s=REMEASURE_TIMEOUT_S,
-            )
-        elif self._on_bench is None and self._compiled:
-            self._on_bench = candidate = self._compiled.popleft()
-            self._bench.submit(
-                measuring.measure,
-                candidate.lane.subject,
-                candidate.config,
-                candidate.lane.standings,
-                timeout_s=MEASURE_TIMEOUT_S,
-            )
+        if not self._bench.busy and self._contests:
+            self._measure(self._contests.popleft())
+        elif not self._bench.busy and self._compiled:
+            self._measure(self._compiled.popleft())
 
     def _compile(self, worker: Worker, candidate: _Candidate) -> None:
         self._compiling[worker] = candidate
@@ -234,6 +248,28 @@ class Pipeline:
             cpu_limit_s=candidate.compile_limit_s,
         )
 
+    def _measure(self, job: _Candidate | _Contest) -> None:
+        self._on_bench = job
+        subject = job.lane.subject
+        if not self._bench.warm:
+            self._bench.submit(bench_jobs.warm_up, timeout_s=SETUP_TIMEOUT_S)
+        elif isinstance(job, _Contest):
+            self._bench.submit(
+                bench_jobs.remeasure,
+                subject,
+                job.configs,
+                job.rounds,
+                timeout_s=REMEASURE_TIMEOUT_S,
+            )
+        else:
+            self._bench.submit(
+                bench_jobs.measure,
+                subject,
+                job.config,
+                job.lane.standings,
+                timeout_s=MEASURE_TIMEOUT_S,
+            )
+
     def _receive(self, worker: Worker) -> None:
         """Take in what a worker has finished, or how it ended."""
         if worker in self._compiling:
@@ -245,12 +281,17 @@ class Pipeline:
             return
         job, self._on_bench = self._on_bench, None
         result = worker.result()
-        if isinstance(job, _Contest):
+        if job is None:
+            if self._opened is not None:
+                self._opened(result)
+        elif result is None:  # it has warmed up
+            self._measure(job)
+        elif isinstance(job, _Contest):
             if _deserves_another_try(job, result):
                 self._contests.appendleft(job)
             else:
                 job.results = result
-        elif job is not None:
+        else:
             self._receive_measured(job, result)
 
     def _receive_compiled(self, candidate: _Candidate, result: Compiled | Died) -> None:

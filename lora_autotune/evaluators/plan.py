@@ -1,19 +1,22 @@
-"""A task's tensors, real or "meta", and the launches made from them."""
+"""A task's tensors, real or blank, and the launches made from them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from lora_autotune.kernel_set import BUILTIN
 from lora_autotune.kernels.batch import Batch
+from lora_autotune.kernels.blank import empty, holding
 from lora_autotune.kernels.launch import Launch
 from lora_autotune.kernels.launcher import launcher
 from lora_autotune.kernels.schedule import Schedule
 from lora_autotune.task import Task
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,10 +48,9 @@ def shapes(task: Task, rows: int, adapters: int) -> tuple[tuple[int, ...], ...]:
 
 
 def empty_operands(task: Task, batch: Batch, *, device: torch.device | str) -> Operands:
-    """Uninitialised operands; on "meta" they take no memory."""
-    dtype = getattr(torch, task.dtype)
+    """Uninitialised operands; NOWHERE they are blanks."""
     x, weights, output = (
-        torch.empty(shape, dtype=dtype, device=device)
+        empty(shape, task.dtype, device)
         for shape in shapes(task, batch.permutation.shape[0], batch.lora_ranks.shape[0])
     )
     return Operands(x=x, weights=weights, output=output)
@@ -56,7 +58,7 @@ def empty_operands(task: Task, batch: Batch, *, device: torch.device | str) -> O
 
 def task_offsets(task: Task, *, device: torch.device | str) -> Tensor:
     """The task's slice boundaries as the kernel reads them: int64 (S + 1,)."""
-    return torch.tensor(task.slice_offsets or (0,), dtype=torch.int64).to(device)
+    return holding(task.slice_offsets or (0,), "int64", device)
 
 
 def schedule_of(

@@ -1,4 +1,5 @@
-"""What the fork server imports once, so that a worker starts in milliseconds. No CUDA context."""
+"""What the fork server imports once, so that compile workers start in milliseconds: no torch."""
 
+import lora_autotune.evaluators.bench_jobs
 import lora_autotune.evaluators.compiling
-import lora_autotune.evaluators.measuring  # noqa: F401
+import lora_autotune.evaluators.driver  # noqa: F401

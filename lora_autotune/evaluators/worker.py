@@ -26,6 +26,9 @@ from typing import Any
 
 from lora_autotune.errors import EvaluatorError
 
+PRELOADED = ("lora_autotune.evaluators.preload",)
+"""What the fork server imports before it starts the first worker."""
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -47,12 +50,16 @@ class Died:
 class Worker:
     """A process of its own group that runs picklable module-level functions, one at a time.
 
+    Args:
+        setup: runs before the first job; None: nothing does.
+        args: what it is given.
+
     Attributes:
         busy: a job was submitted whose result was not taken yet.
         warm: it has finished a job, so the next does not pay for first times.
     """
 
-    def __init__(self, setup: Callable[..., None], *args: Any) -> None:
+    def __init__(self, setup: Callable[..., None] | None = None, *args: Any) -> None:
         self._setup = (setup, args)
         self._limit = _Limit(wall_s=math.inf, cpu_s=math.inf)
         self.busy = False
@@ -213,15 +220,15 @@ def _cpu_s(stats: Iterable[Path], *, group: int | None = None) -> float:
 
 
 def start_fork_server() -> ForkServerContext:
-    """The context that workers start from; its server imports torch while we do other things."""
+    """The context that workers start from; its server imports Triton while we do other things."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lora_autotune.evaluators.preload"])
+    context.set_forkserver_preload(list(PRELOADED))
     forkserver.ensure_running()
     return context
 
 
 def _serve(
-    connection: Connection, printed: str, setup: Callable[..., None], args: tuple[Any, ...]
+    connection: Connection, printed: str, setup: Callable[..., None] | None, args: tuple[Any, ...]
 ) -> None:
     """The worker's main: its own process group, its output captured, gone with its parent."""
     os.setpgid(0, 0)
@@ -233,16 +240,15 @@ def _serve(
     descriptor = os.open(printed, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    ready = False
     while True:
         try:
             job, job_args = connection.recv()
         except EOFError:
             return
         try:
-            if not ready:
+            if setup is not None:
                 setup(*args)
-                ready = True
+                setup = None
             reply = (True, job(*job_args))
         except Exception:
             reply = (False, traceback.format_exc())

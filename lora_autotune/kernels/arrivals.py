@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
+
+from lora_autotune.kernels.blank import NOWHERE, empty
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 COUNTERS = 1 << 16
 """Counters of a ring: those of many launches, so that launches close to each other share none."""
@@ -18,6 +23,8 @@ class _Ring:
     """int32 counters on one device, zero whenever no launch that uses them is under way."""
 
     def __init__(self, device: torch.device) -> None:
+        import torch
+
         self._counters = torch.zeros(COUNTERS, dtype=torch.int32, device=device)
         self._next = 0
 
@@ -31,18 +38,23 @@ class _Ring:
         return self._counters[start : self._next]
 
 
-def arrival_counters(device: torch.device, count: int) -> Tensor | None:
+def arrival_counters(device: torch.device | Literal["nowhere"], count: int) -> Tensor | None:
     """Counters for one launch on the current stream; None where there are none to be had.
 
     That is when more are asked for than there are, and while a CUDA graph is captured on a device
     that has none yet: to make and zero them would become part of the graph. Every stream has its
     own, and so have graphs. Two graphs of many launches must not run at the same time on two
-    streams: they may share counters, and a counter that is left wrong stays so.
+    streams: they may share counters, and a counter that is left wrong stays so. NOWHERE they are a
+    blank.
     """
     if count > COUNTERS:
         return None
+    if isinstance(device, str):
+        return empty((count,), "int32", NOWHERE)
     if device.type != "cuda":
         return _ring(device, None).take(count)
+    import torch
+
     if torch.cuda.is_current_stream_capturing():
         ring = _rings.get((device, CAPTURED))
         return None if ring is None else ring.take(count)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from lora_autotune.errors import UsageError
+from lora_autotune.kernels.blank import holding
 from lora_autotune.task import Instance
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 ADAPTER_SLOTS = 8
 """``max_loras_per_batch`` of a default server; one of the slots is rank 0, for no adapter."""
@@ -68,38 +71,36 @@ def make_batch(
         chunk_size: most rows in a segment.
         grid_segments: length of the segment buffer; None: as many as there are segments. The
             surplus segments are empty.
-        device: where the tensors go.
+        device: where the tensors go; NOWHERE: they are blanks.
 
     Raises:
         UsageError: the buffer is too short, or a row names an adapter that is not there.
     """
-    owners = torch.as_tensor(adapter_of_row, dtype=torch.int64).cpu()
+    owners = adapter_of_row if isinstance(adapter_of_row, Sequence) else adapter_of_row.tolist()
     if len(ranks) != len(scalings):
         raise UsageError(f"{len(ranks)} ranks but {len(scalings)} scalings")
-    if owners.numel() and not 0 <= int(owners.min()) <= int(owners.max()) < len(ranks):
+    if not all(0 <= owner < len(ranks) for owner in set(owners)):
         raise UsageError(f"a row names an adapter outside the {len(ranks)} slots")
-    counts = torch.bincount(owners, minlength=len(ranks)).tolist()
+    rows_of: list[list[int]] = [[] for _ in ranks]
+    for row, owner in enumerate(owners):
+        rows_of[owner].append(row)
     lengths: list[int] = []
     adapters: list[int] = []
-    for adapter, count in enumerate(counts):
-        pieces = [chunk_size] * (count // chunk_size)
-        pieces += [count % chunk_size] if count % chunk_size else []
+    for adapter, rows in enumerate(rows_of):
+        whole, rest = divmod(len(rows), chunk_size)
+        pieces = [chunk_size] * whole + [rest] * (rest > 0)
         lengths += pieces
         adapters += [adapter] * len(pieces)
     surplus = 0 if grid_segments is None else grid_segments - len(lengths)
     if surplus < 0:
         raise UsageError(f"{len(lengths)} segments do not fit a buffer of {grid_segments}")
-    ends = torch.tensor([0, *lengths, *[0] * surplus]).cumsum(0)
-
-    def int32(values: Sequence[int] | Tensor) -> Tensor:
-        return torch.as_tensor(values, dtype=torch.int32).to(device)
-
+    starts = [*itertools.accumulate(lengths, initial=0), *[len(owners)] * surplus]
     return Batch(
-        seg_indptr=int32(ends),
-        weight_indices=int32([*adapters, *[0] * surplus]),
-        lora_ranks=int32(ranks),
-        scalings=torch.tensor(scalings, dtype=torch.float32).to(device),
-        permutation=int32(owners.argsort(stable=True)),
+        seg_indptr=holding(starts, "int32", device),
+        weight_indices=holding([*adapters, *[0] * surplus], "int32", device),
+        lora_ranks=holding(ranks, "int32", device),
+        scalings=holding(scalings, "float32", device),
+        permutation=holding([*itertools.chain(*rows_of)], "int32", device),
         num_segs=len(lengths),
         chunk_size=chunk_size,
     )
@@ -121,8 +122,9 @@ def served_batch(
         buffer = max(-(-instance.tokens // chunk_size), 16) + slots
     own = instance.ranks or (rank,)
     ranks = [own[i % len(own)] if i < instance.adapters else 0 for i in range(slots)]
+    rows = rows_per_adapter(instance)
     return make_batch(
-        torch.arange(instance.adapters).repeat_interleave(torch.tensor(rows_per_adapter(instance))),
+        [adapter for adapter, count in enumerate(rows) for _ in range(count)],
         ranks=ranks,
         scalings=[0.5] * slots,
         chunk_size=chunk_size,

@@ -5,7 +5,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from lora_autotune.kernels.overlap import after_previous_launch
 from lora_autotune.kernels.segments import group_of_segments, rows_beyond_grid, rows_of_segment
+
+
+@triton.jit
+def _load_weights(tile, k, n_mask, rank, bound, BY_EIGHTS: tl.constexpr):
+    """The (BLOCK_K, BLOCK_N) tile at ``tile``, zero from the rank on."""
+    w = tl.load(tile, mask=n_mask[None, :] & (k[:, None] < bound), other=0.0)
+    if BY_EIGHTS:
+        w = tl.where(k[:, None] < rank, w, 0.0)
+    return w
 
 
 @triton.jit
@@ -23,11 +33,20 @@ def _add_product(
     end_slice,
     OUTPUT_DIM: tl.constexpr,
     R: tl.constexpr,
+    RAGGED: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Walk the output tiles of one program, slice by slice (nearly always one), x kept in place."""
+    """Walk the output tiles of one program, slice by slice (nearly always one), x kept in place.
+
+    RAGGED: the rank is no multiple of 8, which a load of 16 bytes holds. Its weights are loaded by
+    whole eights all the same, where R has whole eights, and masked afterwards.
+    """
     k = tl.arange(0, BLOCK_K)
+    BY_EIGHTS: tl.constexpr = RAGGED and R % 8 == 0
+    bound = rank
+    if BY_EIGHTS:
+        bound = (rank + 7) // 8 * 8
     for i in range(first_slice, end_slice):
         slice_start = tl.load(slice_offsets + i).to(tl.int32)
         slice_end = tl.load(slice_offsets + i + 1).to(tl.int32)
@@ -50,18 +69,16 @@ def _add_product(
             in_slice = (n >= slice_start) & (n < slice_end)
             w_tile = w_adapter + n[None, :] * R + k[:, None]
             if R <= BLOCK_K:
-                w = tl.load(w_tile, mask=in_slice[None, :] & (k[:, None] < rank), other=0.0)
-                sums = tl.dot(x, w)
+                sums = tl.dot(x, _load_weights(w_tile, k, in_slice, rank, bound, BY_EIGHTS))
             else:
                 sums = tl.zeros((live.shape[0], BLOCK_N), dtype=tl.float32)
                 for first in range(0, R, BLOCK_K):
-                    inside = first + k < rank
                     x_part = tl.load(
                         x_slice[:, None] + first + k[None, :],
-                        mask=live[:, None] & inside[None, :],
+                        mask=live[:, None] & (first + k[None, :] < rank),
                         other=0.0,
                     )
-                    w = tl.load(w_tile + first, mask=in_slice[None, :] & inside[:, None], other=0.0)
+                    w = _load_weights(w_tile + first, first + k, in_slice, rank, bound, BY_EIGHTS)
                     sums = tl.dot(x_part, w, sums)
             new = old.to(tl.float32) + scaling * sums
             tl.store(out_tile, new.to(old.dtype), mask=mask)
@@ -89,6 +106,7 @@ def _expand_group(
     R: tl.constexpr,
     S: tl.constexpr,
     GROUP: tl.constexpr,
+    OVERLAP: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -105,23 +123,27 @@ def _expand_group(
         scaling = tl.load(scalings + adapter).to(tl.float32)
         live = m < length
         rows = tl.load(permutation + start + m, mask=live, other=0).to(tl.int64)
+        after_previous_launch(OVERLAP)
         x_rows = x + rows * (S * R)
         w_adapter = weights + adapter * (OUTPUT_DIM * R)
         out_rows = output + rows * output_stride
         # The multiplication tells the compiler that masks and offsets made from the rank are
         # aligned. tl.multiple_of would tell it so in the other branch as well.
         if (length > 0) & (rank > 0):
-            if rank % 16 == 0:
+            if rank % 8 == 0:
                 _add_product(
-                    x_rows, w_adapter, out_rows, live, scaling, slice_offsets, rank // 16 * 16,
-                    column, column_end, first_slice, end_slice, OUTPUT_DIM, R, BLOCK_N, BLOCK_K,
+                    x_rows, w_adapter, out_rows, live, scaling, slice_offsets, rank // 8 * 8,
+                    column, column_end, first_slice, end_slice, OUTPUT_DIM, R, False, BLOCK_N,
+                    BLOCK_K,
                 )  # fmt: skip
             else:
-                # Element by element: narrow tiles keep this branch's code, and compiling, small.
+                # x comes element by element: narrow tiles keep this branch's code, and compiling,
+                # small.
                 NARROW: tl.constexpr = BLOCK_N if BLOCK_N < 32 else 32
                 _add_product(
                     x_rows, w_adapter, out_rows, live, scaling, slice_offsets, rank,
-                    column, column_end, first_slice, end_slice, OUTPUT_DIM, R, NARROW, BLOCK_K,
+                    column, column_end, first_slice, end_slice, OUTPUT_DIM, R, True, NARROW,
+                    BLOCK_K,
                 )  # fmt: skip
 
 
@@ -144,6 +166,7 @@ def expand_kernel(
     S: tl.constexpr,
     ROUNDS: tl.constexpr,
     GROUP: tl.constexpr,
+    OVERLAP: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -155,7 +178,7 @@ def expand_kernel(
     Tiles are cut at multiples of BLOCK_N whatever the slices' widths, so that none is empty and
     every access is aligned; a tile that a slice boundary crosses is visited once for each
     slice, with the rows of ``weights`` outside the slice masked. An adapter of rank r reads slice i
-    of x at columns [i * r, (i + 1) * r).
+    of x at columns [i * r, (i + 1) * r). OVERLAP: see :mod:`lora_autotune.kernels.overlap`.
     """
     column = tl.program_id(0) * walk * BLOCK_N
     column_end = tl.minimum(column + walk * BLOCK_N, OUTPUT_DIM)
@@ -174,7 +197,7 @@ def expand_kernel(
             _expand_group(
                 group, x, weights, output, output_stride, seg_indptr, weight_indices, lora_ranks,
                 permutation, scalings, slice_offsets, num_segs, column, column_end, first_slice,
-                end_slice, OUTPUT_DIM, R, S, GROUP, BLOCK_M, BLOCK_N, BLOCK_K,
+                end_slice, OUTPUT_DIM, R, S, GROUP, OVERLAP, BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip
             group += tl.num_programs(2)
             more = beyond & (group * GROUP < num_segs)
@@ -182,5 +205,5 @@ def expand_kernel(
         _expand_group(
             group, x, weights, output, output_stride, seg_indptr, weight_indices, lora_ranks,
             permutation, scalings, slice_offsets, num_segs, column, column_end, first_slice,
-            end_slice, OUTPUT_DIM, R, S, GROUP, BLOCK_M, BLOCK_N, BLOCK_K,
+            end_slice, OUTPUT_DIM, R, S, GROUP, OVERLAP, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip

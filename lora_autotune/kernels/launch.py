@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
-
-import torch
-import triton
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from lora_autotune.kernels.arrivals import arrival_counters
 from lora_autotune.kernels.batch import Batch
+from lora_autotune.kernels.blank import empty
 from lora_autotune.kernels.expand import expand_kernel
-from lora_autotune.kernels.schedule import Schedule, expand_schedule, shrink_schedule
+from lora_autotune.kernels.overlap import overlap_options
+from lora_autotune.kernels.schedule import Schedule, cdiv, expand_schedule, shrink_schedule
 from lora_autotune.kernels.shrink import shrink_kernel
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +41,7 @@ class Launch:
         return self.kernel[self.grid](*self.args, **self.constants)
 
     def compile(self) -> Any:
-        """Compile for the active driver's target without launching; tensors may be "meta"."""
+        """Compile for the active driver's target without launching; tensors may be blanks."""
         return self.kernel.warmup(*self.args, grid=self.grid, **self.constants)
 
 
@@ -71,7 +73,7 @@ def shrink_launch(
         "BLOCK_N": config["BLOCK_N"] * schedule.widened,
         "BLOCK_K": config["BLOCK_K"] // schedule.widened,
     }
-    spans = triton.cdiv(columns, tile["BLOCK_N"] * schedule.together)
+    spans = cdiv(columns, tile["BLOCK_N"] * schedule.together)
     parts = schedule.parts
     partials, arrivals = output, batch.seg_indptr  # stand-ins: not touched by whole sums
     if parts > 1:
@@ -79,7 +81,7 @@ def shrink_launch(
         if counters is None:
             parts = 1
         else:
-            partials = x.new_empty((x.shape[0], parts, columns), dtype=torch.float32)
+            partials = empty((x.shape[0], parts, columns), "float32", x.device)
             arrivals = counters
     return Launch(
         kernel=shrink_kernel,
@@ -106,6 +108,7 @@ def shrink_launch(
             "SPLIT": parts > 1,
             "TOGETHER": schedule.together,
             "BLOCK_M": batch.chunk_size,
+            **overlap_options(x.device),
             **config,
             **tile,
         },
@@ -134,13 +137,13 @@ def expand_launch(
         schedule: how the work maps to programs; None: as suits the batch and the device.
     """
     output_dim = weights.shape[1]
-    tiles = triton.cdiv(output_dim, config["BLOCK_N"])
+    tiles = cdiv(output_dim, config["BLOCK_N"])
     if schedule is None:
         schedule = expand_schedule(batch, tiles, _multiprocessors(x.device))
     return Launch(
         kernel=expand_kernel,
         grid=(
-            triton.cdiv(tiles, schedule.walk),
+            cdiv(tiles, schedule.walk),
             1,
             _groups(batch, schedule),
         ),
@@ -165,6 +168,7 @@ def expand_launch(
             "ROUNDS": schedule.rounds,
             "GROUP": schedule.group,
             "BLOCK_M": batch.chunk_size,
+            **overlap_options(x.device),
             **config,
         },
     )
@@ -174,11 +178,13 @@ def _groups(batch: Batch, schedule: Schedule) -> int:
     segments = batch.grid_segments
     if schedule.rounds:  # one program at least finds what is beyond the likely segments
         segments = min(segments, max(1, batch.likely_segments))
-    return -(-segments // schedule.group)
+    return cdiv(segments, schedule.group)
 
 
 @cache
 def _multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
         return 1
+    import torch
+
     return torch.cuda.get_device_properties(device).multi_processor_count

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from lora_autotune.errors import UsageError
 from lora_autotune.kernel_set import BUILTIN, KERNEL_SETS, set_of
@@ -19,6 +17,9 @@ from lora_autotune.kernels.schedule import Schedule, expand_schedule, shrink_sch
 from lora_autotune.kernels.sglang import installed_kernels
 from lora_autotune.kernels_version import builtin_kernels_version
 from lora_autotune.task import Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Launcher(Protocol):

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import triton
-
 from lora_autotune.kernels.batch import Batch
 
 GROUPED_ROWS = 64
@@ -58,13 +56,19 @@ class Schedule:
     rounds: bool = False
 
 
+def cdiv(length: int, block: int) -> int:
+    """Blocks that a length takes. Triton's own takes microseconds on the host."""
+    return -(-length // block)
+
+
 def shrink_schedule(
     batch: Batch, columns: int, width: int, config: Mapping[str, int], multiprocessors: int
 ) -> Schedule:
     """Large tiles where there is work for every multiprocessor anyway, else parts of the sum.
 
     Few rows want narrow, deep tiles, many rows wide ones: where rows are many, a narrow tile is
-    taken for one of the same area, so that one config can serve both.
+    taken for one of the same area, so that one config can serve both; as wide a one as leaves every
+    multiprocessor a program.
 
     Args:
         batch: the rows' segments.
@@ -74,17 +78,20 @@ def shrink_schedule(
         multiprocessors: of the device.
     """
     block_n, block_k = config["BLOCK_N"], config["BLOCK_K"]
-    tiles = triton.cdiv(columns, block_n)
+    tiles = cdiv(columns, block_n)
     group = _group(batch, tiles, multiprocessors)
-    segments = triton.cdiv(batch.likely_segments, group)
+    segments = cdiv(batch.likely_segments, group)
     rounds = _is_padded(batch)
-    if segments >= multiprocessors:
+    widened = 1
+    if group > 1 or segments >= multiprocessors:
         widened = widening(block_n, block_k, columns)
+        while widened > 1 and segments * cdiv(columns, block_n * widened) < multiprocessors:
+            widened //= 2
         block_n, block_k = block_n * widened, block_k // widened
-        together = triton.cdiv(columns, block_n)
-        step = (group * batch.chunk_size + together * block_n) * block_k
-        if together > MAX_TOGETHER or step > MAX_STEP:
-            together = 1
+        tiles = cdiv(columns, block_n)
+    if segments >= multiprocessors:
+        step = (group * batch.chunk_size + tiles * block_n) * block_k
+        together = 1 if tiles > MAX_TOGETHER or step > MAX_STEP else tiles
         return Schedule(group=group, widened=widened, together=together, rounds=rounds)
     parts = 1
     while (
@@ -93,7 +100,7 @@ def shrink_schedule(
         and segments * tiles * parts <= multiprocessors
     ):
         parts *= 2
-    return Schedule(group=group, parts=parts, rounds=rounds)
+    return Schedule(group=group, widened=widened, parts=parts, rounds=rounds)
 
 
 def widening(block_n: int, block_k: int, columns: int) -> int:
@@ -113,9 +120,9 @@ def expand_schedule(batch: Batch, tiles: int, multiprocessors: int) -> Schedule:
         multiprocessors: of the device.
     """
     group = _group(batch, tiles, multiprocessors)
-    groups = triton.cdiv(batch.likely_segments, group)
+    groups = cdiv(batch.likely_segments, group)
     walk = MAX_WALK
-    while walk > 1 and groups * triton.cdiv(tiles, walk) < 6 * multiprocessors:
+    while walk > 1 and groups * cdiv(tiles, walk) < 6 * multiprocessors:
         walk //= 2
     return Schedule(group=group, walk=walk, rounds=_is_padded(batch))
 

@@ -20,16 +20,18 @@ from dataclasses import dataclass
 from importlib import metadata
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import triton
-from torch import Tensor
 
 from lora_autotune.errors import EvaluatorError
 from lora_autotune.kernels.batch import Batch
 from lora_autotune.kernels.launch import Launch
 from lora_autotune.kernels.schedule import Schedule
 from lora_autotune.task import KERNELS, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 HOMES = ("kernels/ops/lora/dense", "srt/lora/triton_ops")
 """Where in SGLang its files are, from the newest version to the oldest."""
@@ -208,5 +210,5 @@ def _kept(tree: ast.Module) -> Iterator[ast.stmt]:
                 yield node
         elif isinstance(node, ast.Import | ast.ImportFrom):
             modules = [getattr(node, "module", None) or alias.name for alias in node.names]
-            if all(module.split(".")[0] in ("__future__", "torch", "triton") for module in modules):
+            if all(module.split(".")[0] in ("__future__", "triton") for module in modules):
                 yield node

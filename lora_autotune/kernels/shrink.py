@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from lora_autotune.kernels.overlap import after_previous_launch
 from lora_autotune.kernels.segments import group_of_segments, rows_beyond_grid, rows_of_segment
 
 
@@ -29,6 +30,7 @@ def _shrink_rows(
     S: tl.constexpr,
     SPLIT: tl.constexpr,
     TOGETHER: tl.constexpr,
+    OVERLAP: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -41,6 +43,7 @@ def _shrink_rows(
     k = tl.arange(0, BLOCK_K)
     live = m < length
     rows = tl.load(permutation + start + m, mask=live, other=0).to(tl.int64)
+    after_previous_launch(OVERLAP)
     if (length > 0) & (column < rank * S):
         begin = 0
         end = K
@@ -110,6 +113,7 @@ def _shrink_group(
     GROUP: tl.constexpr,
     SPLIT: tl.constexpr,
     TOGETHER: tl.constexpr,
+    OVERLAP: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -127,7 +131,8 @@ def _shrink_group(
         slot = segment * tl.num_programs(1) + tl.program_id(1)
         _shrink_rows(
             x, weights, output, partials, arrivals, permutation, start, length, adapter, rank,
-            column, part, parts, slot, K, R, S, SPLIT, TOGETHER, GROUP * BLOCK_M, BLOCK_N, BLOCK_K,
+            column, part, parts, slot, K, R, S, SPLIT, TOGETHER, OVERLAP, GROUP * BLOCK_M, BLOCK_N,
+            BLOCK_K,
         )  # fmt: skip
 
 
@@ -151,6 +156,7 @@ def shrink_kernel(
     GROUP: tl.constexpr,
     SPLIT: tl.constexpr,
     TOGETHER: tl.constexpr,
+    OVERLAP: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -163,7 +169,7 @@ def shrink_kernel(
     compiler does not know would cost the 16-byte stores. With SPLIT the sum over K is cut into
     ``parts``; partials (s, parts, S * R) float32 holds them, arrivals (segments * tiles) int32
     counts who has come, and is zero before and after; TOGETHER is 1 then. ROUNDS: the grid may
-    cover fewer segments than there are.
+    cover fewer segments than there are. OVERLAP: see :mod:`lora_autotune.kernels.overlap`.
     """
     group = tl.program_id(2)
     if ROUNDS:
@@ -173,13 +179,13 @@ def shrink_kernel(
             _shrink_group(
                 group, x, weights, output, partials, arrivals, seg_indptr, weight_indices,
                 lora_ranks, permutation, num_segs, parts, K, R, S, GROUP, SPLIT, TOGETHER,
-                BLOCK_M, BLOCK_N, BLOCK_K,
+                OVERLAP, BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip
             group += tl.num_programs(2)
             more = beyond & (group * GROUP < num_segs)
     else:
         _shrink_group(
             group, x, weights, output, partials, arrivals, seg_indptr, weight_indices, lora_ranks,
-            permutation, num_segs, parts, K, R, S, GROUP, SPLIT, TOGETHER, BLOCK_M, BLOCK_N,
-            BLOCK_K,
+            permutation, num_segs, parts, K, R, S, GROUP, SPLIT, TOGETHER, OVERLAP, BLOCK_M,
+            BLOCK_N, BLOCK_K,
         )  # fmt: skip

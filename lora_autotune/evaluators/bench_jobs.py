@@ -1,0 +1,48 @@
+"""The bench worker's jobs by their names: who submits them needs no torch, only the worker does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lora_autotune.evaluators.gpu import Gpu
+from lora_autotune.evaluators.subject import Reply, Subject
+from lora_autotune.pruning import Standings
+from lora_autotune.space import Config
+from lora_autotune.trial import Failure
+
+
+def set_up(cache_dir: str) -> None:
+    """See :func:`lora_autotune.evaluators.measuring.set_up`."""
+    from lora_autotune.evaluators import measuring
+
+    measuring.set_up(cache_dir)
+
+
+def warm_up() -> None:
+    """What a worker does once, and no candidate is charged for: to import torch and open the GPU.
+
+    Setting up has done it.
+    """
+
+
+def describe() -> Gpu | str:
+    """See :func:`lora_autotune.evaluators.measuring.describe`."""
+    from lora_autotune.evaluators import measuring
+
+    return measuring.describe()
+
+
+def measure(subject: Subject, config: Config, standings: Standings) -> Reply | str:
+    """See :func:`lora_autotune.evaluators.measuring.measure`."""
+    from lora_autotune.evaluators import measuring
+
+    return measuring.measure(subject, config, standings)
+
+
+def remeasure(
+    subject: Subject, configs: Sequence[Config], rounds: int
+) -> list[list[tuple[float, ...] | Failure]] | str:
+    """See :func:`lora_autotune.evaluators.measuring.remeasure`."""
+    from lora_autotune.evaluators import measuring
+
+    return measuring.remeasure(subject, configs, rounds)

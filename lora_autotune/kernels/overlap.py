@@ -1,0 +1,50 @@
+"""A launch that begins before the one in front of it ends (programmatic dependent launch)."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+if TYPE_CHECKING:
+    import torch
+
+LEAST_CAPABILITY = 90
+"""From compute capability 9.0 on (CUDA C++ Programming Guide, "Programmatic Dependent Launch")."""
+
+
+@triton.jit
+def after_previous_launch(OVERLAP: tl.constexpr):
+    """Wait until the launch in front has ended and its writes are seen; then let the next begin.
+
+    What is read before this must not be written by the launch directly in front. Every program
+    comes here, and lets the next launch begin only then: so whoever waits for this launch has
+    waited for all before it too.
+    """
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
+
+
+def overlap_options(device: torch.device | Literal["nowhere"]) -> dict[str, Any]:
+    """Compile-time argument and launch option of a kernel whose operands are on a device."""
+    return {"OVERLAP": True, "launch_pdl": True} if _overlaps(device) else {"OVERLAP": False}
+
+
+def _overlaps(device: torch.device | Literal["nowhere"]) -> bool:
+    if isinstance(device, str) or device.type == "meta":
+        return _target_overlaps()
+    return device.type == "cuda" and _device_overlaps(device)
+
+
+@cache
+def _device_overlaps(_device: torch.device) -> bool:
+    return _target_overlaps()
+
+
+def _target_overlaps() -> bool:
+    target = triton.runtime.driver.active.get_current_target()
+    return bool(target.backend == "cuda" and target.arch >= LEAST_CAPABILITY)
