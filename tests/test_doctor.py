@@ -403,7 +403,7 @@ def test_which_configs_sglang_launches_which_kernels_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lora_autotune.doctor.configs.installed_version", lambda _: "0.5.23")
-    monkeypatch.delenv("LORA_AUTOTUNE_SGLANG", raising=False)
+    monkeypatch.setenv("LORA_AUTOTUNE_SGLANG", "configs")
     monkeypatch.delenv("SGLANG_LORA_CONFIG_DIR", raising=False)
     write_with_provenance(config_file(tmp_path), 16, replace(ENTRY, config=GOOD[16]))
     monkeypatch.setattr("lora_autotune.loader._PACKAGED", str(tmp_path))
@@ -424,7 +424,7 @@ def test_which_configs_sglang_launches_which_kernels_with(
     assert served() == f"configs: its kernels launch with {tmp_path}/sglang"
     monkeypatch.setenv("LORA_AUTOTUNE_SGLANG", "off")
     assert served() == "off: its kernels launch with its own files"
-    monkeypatch.setenv("LORA_AUTOTUNE_SGLANG", "kernels")
+    monkeypatch.delenv("LORA_AUTOTUNE_SGLANG")
     theirs = f"kernels: its kernels launch with {tmp_path}/sglang"
     assert served() == f"{theirs}; ours run where they can, with {tmp_path}"
     assert not any("ones run" in note for note in facts_of(section(), "note"))

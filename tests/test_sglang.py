@@ -151,7 +151,8 @@ def test_the_entry_point_is_installed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "hooked"), [("kernels", "11111111"), ("", "11110000"), ("off", "00000000")]
+    ("mode", "hooked"),
+    [("kernels", "11111111"), ("configs", "11110000"), ("", "11111111"), ("off", "00000000")],
 )
 def test_what_is_hooked(mode: str, hooked: str) -> None:
     found, _, log = state(mode)
@@ -177,7 +178,7 @@ def test_another_sglang_is_left_alone(
     assert [line.partition(":")[0] for line in said(caplog, "WARNING")] == [
         "LoRA is left to SGLang"
     ] * 2
-    for mode, count in (("kernels", 4), ("configs", 2), ("off", 0), ("", 2)):
+    for mode, count in (("kernels", 4), ("configs", 2), ("off", 0), ("", 4)):
         registered.clear()
         monkeypatch.setenv(MODE_VARIABLE, mode)
         activate()

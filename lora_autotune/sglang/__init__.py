@@ -1,8 +1,7 @@
 """The plug-in for SGLang: installed beside it, a server uses our loader and our kernels.
 
 SGLang calls :func:`activate` in each of its processes (entry-point group ``sglang.srt.plugins``).
-``LORA_AUTOTUNE_SGLANG`` says how much is taken over; not set, it is "configs": that our kernels are
-right and faster inside a server has not been measured on a GPU yet (``scripts/check_sglang.py``).
+``LORA_AUTOTUNE_SGLANG`` says how much is taken over; not set, it is "kernels".
 
 ======= ============================================ ===========================================
 mode    SGLang's kernels launch with                 our kernels run
@@ -29,7 +28,7 @@ import os
 
 MODE_VARIABLE = "LORA_AUTOTUNE_SGLANG"
 MODES = ("off", "configs", "kernels")
-DEFAULT_MODE = "configs"
+DEFAULT_MODE = "kernels"
 
 _log = logging.getLogger(__name__)
 
