@@ -49,8 +49,10 @@ for name in ("LICENSE", "README.md", "scripts/tune", "tests/test_model.py"):
     assert name in sdist, f"the sdist lacks {name}"
 provenances = sum(name.endswith(".provenance.json") for name in package)
 configs = sum(name.endswith(".json") for name in package) - provenances
+trees = {name.partition("/csgmv_configs/")[0] for name in package if "/csgmv_configs/" in name}
+assert "lora_autotune/configs" in trees, "the package lacks the configs of scripts/tune"
 landscapes = sum(name.endswith((".jsonl", ".jsonl.gz")) for name in package)
 print(
-    f"{len(package)} files: {configs} configs, {provenances} with provenance, "
-    f"{landscapes} landscapes; {len(sdist)} in the sdist"
+    f"{len(package)} files: {configs} configs in {len(trees)} trees, "
+    f"{provenances} with provenance, {landscapes} landscapes; {len(sdist)} in the sdist"
 )

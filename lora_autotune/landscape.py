@@ -27,6 +27,7 @@ from lora_autotune.trial import (
     relative_cost,
     tuning_cost,
 )
+from lora_autotune.workload import workload_name
 
 VERSION = 1
 
@@ -71,6 +72,17 @@ class Landscape:
             raise LandscapeError(f"the landscape of {self.task} has no measurement")
         cost, _, config = min(ranked)
         return config, cost
+
+
+def landscape_file_name(task: Task, workload: Workload) -> str:
+    """What a landscape's file is called; those of one task on two workloads differ.
+
+    The slices of an expand are not in it: who records one width cut in two ways gives each a
+    folder.
+    """
+    shape = f"{task.kernel}-K{task.K}-R{task.R}-S{task.S}-chunk{task.chunk_size}"
+    dtype = "" if task.dtype == "float16" else f"-{task.dtype}"
+    return f"{shape}-{workload_name(workload, task.chunk_size)}{dtype}.jsonl.gz"
 
 
 def read_landscape(path: Path) -> Landscape:

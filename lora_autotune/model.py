@@ -124,10 +124,12 @@ def _layers(shape: ModelShape, tp: int) -> list[_Layer]:
     replicated = tp > shape.num_kv_heads and tp % shape.num_kv_heads == 0
     kv_heads = 1 if replicated else _share(shape.num_kv_heads, tp, "kv heads")
     kv = kv_heads * shape.head_dim
-    layers = [(hidden, (q, kv, kv)), (q, (hidden,))]
+    layers: list[_Layer] = [(hidden, (q, kv, kv))]
+    if not shape.only_qkv:
+        layers.append((q, (hidden,)))
     if shape.intermediate_size is not None:
         inner = _share(shape.intermediate_size, tp, "columns inside the MLP")
-        layers += [(hidden, (inner,) * (2 if shape.gated else 1)), (inner, (hidden,))]
+        layers += [(hidden, (inner, inner)), (inner, (hidden,))]
     return layers
 
 

@@ -61,8 +61,9 @@ _FAMILIES = _DENSE | _MIXTURES
 """model_type, less a final _text -> the default of each of _FIELDS; None: derived from others."""
 
 _EXPERTS = ("num_experts", "num_local_experts")
-_UNGATED = {"phi": "SGLang has no LoRA on Phi's dense, fc1 and fc2: only q/k/v will be looked up"}
-"""Families whose MLP has no gate, each with what else is to be said of it."""
+_ONLY_QKV = ("phi",)
+"""Families whose other layers are not called o_proj, gate_up_proj and down_proj: SGLang has no LoRA
+on Phi's dense, fc1 and fc2."""
 
 _OTHER_ATTENTION = {
     "kv_lora_rank": "multi-head latent attention has no q/k/v projection",
@@ -96,6 +97,8 @@ def shape_from_config(config: Mapping[str, Any], *, name: str) -> ModelShape:
     if family in _MIXTURES:
         given["num_experts"] = next((fields[f] for f in _EXPERTS if fields.get(f)), None)
         required[required.index("intermediate_size")] = "num_experts"
+    elif family in _ONLY_QKV:
+        required.remove("intermediate_size")
     missing = [field for field in required if given.get(field) is None]
     if missing:
         raise ModelError(
@@ -143,13 +146,14 @@ def _shape(family: str, given: Mapping[str, Any], name: str) -> ModelShape:
             f"{name} is a mixture of {experts} experts: only its attention layers are tuned; "
             "its experts, and any shared or dense MLP, are left out"
         )
-    if family in _UNGATED:
-        notes.append(_UNGATED[family])
+    only_qkv = family in _ONLY_QKV
+    if only_qkv:
+        notes.append(f"of {name} only q/k/v is tuned: SGLang has no LoRA on its dense, fc1 and fc2")
     return ModelShape(
         name=name,
         hidden_size=hidden,
-        intermediate_size=None if experts else given["intermediate_size"],
-        gated=family not in _UNGATED,
+        intermediate_size=None if experts or only_qkv else given["intermediate_size"],
+        only_qkv=only_qkv,
         num_heads=heads,
         num_kv_heads=given.get("num_key_value_heads", heads),
         head_dim=given.get("head_dim", hidden // heads),

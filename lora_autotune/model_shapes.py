@@ -13,10 +13,10 @@ class ModelShape:
         name: how messages call the model.
         hidden_size: width of the residual stream.
         intermediate_size: width between gate/up and down; None: no dense MLP to tune.
-        gated: whether the MLP has a gate, fused with up; else two plain layers (Phi's fc1 and fc2).
         num_heads: query heads.
         num_kv_heads: key and value heads.
         head_dim: width of one head.
+        only_qkv: nothing but the q/k/v projection takes LoRA.
         vocab_size: rows of lm_head; None when unknown.
         notes: what a user should be told about the tasks made from this shape.
     """
@@ -27,7 +27,7 @@ class ModelShape:
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    gated: bool = True
+    only_qkv: bool = False
     vocab_size: int | None = None
     notes: tuple[str, ...] = ()
 

@@ -17,6 +17,7 @@ from lora_autotune.selection import Selection
 from lora_autotune.space import Config, SearchSpace, space_name
 from lora_autotune.task import Task, Workload
 from lora_autotune.trial import mean_time_us
+from lora_autotune.workload import workload_lines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +134,7 @@ def _provenance(result: TuningResult, config: Config, command: str | None) -> Pr
     return Provenance(
         config=config.as_dict(),
         command=command,
-        workload=tuple(f"{instance} {instance.weight}" for instance in result.workload),
+        workload=workload_lines(result.workload),
         dtype=task.dtype,
         slices=tuple(b - a for a, b in pairwise(task.slice_offsets or ())),
         gpu=platform.device,

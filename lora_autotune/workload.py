@@ -8,6 +8,7 @@ relative to the default's. What a share is follows from how often a batch is ser
 from __future__ import annotations
 
 import difflib
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from lora_autotune.errors import UsageError
-from lora_autotune.task import PHASES, SPREADS, Instance, Workload
+from lora_autotune.task import (
+    DECODE,
+    PHASES,
+    PREFILL,
+    SMALL_BATCH,
+    SPREADS,
+    Instance,
+    Workload,
+)
 
 MOST_INSTANCES = 6
 """Batches that stand for a server's traffic at one chunk size: every candidate is timed on each."""
@@ -84,6 +93,37 @@ def reaching(
     return tuple(one for one in workload if chunk_size_for(one.tokens, limit) == chunk_size)
 
 
+def workload_name(workload: Workload, chunk_size: int) -> str:
+    """What tells some batches from others in the name of a file: letters, digits and dashes.
+
+    The preset's name where they are those of a preset that reach the chunk size ("chat"), else
+    their sizes: "tokens32-512x4" is 32 tokens in the usual way, over 8 adapters, and 512 over 4.
+    Where that does not say all (weights, spreads, phases, ranks) eight digits of a SHA-256 follow.
+    """
+    shares = _shares(workload)
+    for name, batches in PRESETS.items():
+        reached = reaching(batches, chunk_size)
+        if reached and _shares(reached) == shares:
+            return name
+    sizes = [_size(instance) for instance in workload[:MOST_INSTANCES]]
+    plain = tuple(Instance(tokens=one.tokens, adapters=one.adapters) for one in workload)
+    if len(sizes) < len(workload) or _shares(plain) != shares:
+        sizes.append(hashlib.sha256("\n".join(shares).encode()).hexdigest()[:8])
+    return "tokens" + "-".join(sizes)
+
+
+def _shares(workload: Workload) -> list[str]:
+    """Each batch with its part of the whole weight, to six digits."""
+    total = sum(instance.weight for instance in workload)
+    return [f"{instance} {instance.weight / total:.6f}" for instance in workload]
+
+
+def _size(instance: Instance) -> str:
+    usual = {one.tokens: one.adapters for one in (DECODE, SMALL_BATCH, PREFILL)}
+    tokens, adapters = instance.tokens, instance.adapters
+    return str(tokens) if usual.get(tokens) == adapters else f"{tokens}x{adapters}"
+
+
 def relative_step_time(tokens: int) -> float:
     """About how long the kernels take for a step of so many tokens, relative to one of few.
 
@@ -135,6 +175,11 @@ def read_workload(path: Path) -> Workload:
             raise UsageError(f"{place}: {error.message}", hint=error.hint) from None
         instances[str(instance)] = instance
     return tuple(instances.values())
+
+
+def workload_lines(workload: Workload) -> tuple[str, ...]:
+    """The lines of a file that :func:`read_workload` reads as these batches."""
+    return tuple(f"{instance} {instance.weight}" for instance in workload)
 
 
 def parse_instance(text: str) -> Instance:

@@ -34,6 +34,7 @@ from lora_autotune.provenance import (
 from lora_autotune.space import DEFAULT_CONFIGS, Config, SearchSpace
 from lora_autotune.task import DTypeName, Instance, Task
 from lora_autotune.trial import Failure, Measurement, Outcome, Trial
+from lora_autotune.workload import PRESETS, reaching
 from tests.provenance_cases import ENTRY
 
 SPACE = SearchSpace(
@@ -185,6 +186,34 @@ def test_without_files_the_shipped_landscapes_are_replayed(
     assert replayed("--chunk-sizes", "64") == [(1024, 64), (2048, 64)]
     assert replayed("--model", "qwen3-0.6b", "--rank", "64") == [(1024, 16), (1024, 64)]
     assert replayed("--kernel", "shrink", "-K", "2048", "-S", "3", "--rank", "64") == [(2048, 64)]
+
+
+def test_of_shipped_landscapes_of_one_task_the_one_on_the_usual_batches_is_replayed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tuning, "SHIPPED_LANDSCAPES", tmp_path)
+    usual = read_landscape(landscape_file(tmp_path, 64))  # of 30,720 tokens
+    busy = reaching(PRESETS["chat"], 64)
+    trials = {
+        config: replace(trial, outcome=replace(trial.outcome, times_us=trial.outcome.times_us * 2))
+        if isinstance(trial.outcome, Measurement)
+        else trial
+        for config, trial in usual.trials.items()
+    }
+    chat = replace(usual, workload=busy, trials=trials)
+    write_landscape(tmp_path / "A-chat.jsonl.gz", chat)
+
+    def batches(*words: str) -> list[list[int]]:
+        out = str(tmp_path / "out")
+        words = ("--trials", "3", "--strategy", "grid", "--json", "--out", out, *words)
+        assert run("tune", "--replay", *words) == 0
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        return [[one["tokens"] for one in line["instances"]] for line in lines]
+
+    assert batches() == [[30_720]]
+    assert batches("--workload", "chat") == [[512, 8192]]
+    (tmp_path / "K1024-chunk64.jsonl.gz").unlink()
+    assert batches() == [[512, 8192]]
 
 
 def test_a_replay_that_no_landscape_fits_is_refused(

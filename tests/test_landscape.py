@@ -12,11 +12,17 @@ from hypothesis import strategies as st
 
 from lora_autotune.errors import LandscapeError, UsageError
 from lora_autotune.evaluator import Platform
-from lora_autotune.landscape import Landscape, read_landscape, write_landscape
+from lora_autotune.landscape import (
+    Landscape,
+    landscape_file_name,
+    read_landscape,
+    write_landscape,
+)
 from lora_autotune.space import DEFAULT_CONFIGS, Config, SearchSpace
-from lora_autotune.task import DTYPES, Instance, Task
+from lora_autotune.task import DTYPES, Instance, Task, default_workload
 from lora_autotune.testing import bowl_landscape
 from lora_autotune.trial import FAILURE_KINDS, Failure, Measurement, Pruned, Resources, Trial
+from lora_autotune.workload import PRESETS
 
 HEADER = {
     "landscape": 1,
@@ -50,6 +56,17 @@ def write(path, lines):
 
 def read(path, *lines):
     return read_landscape(write(path / "it.jsonl", lines))
+
+
+def test_the_name_of_a_file_tells_the_task_and_the_batches():
+    task = Task(kernel="shrink", K=1024, R=64, S=3, chunk_size=16)
+    chat = landscape_file_name(task, PRESETS["chat"])
+    assert chat == "shrink-K1024-R64-S3-chunk16-chat.jsonl.gz"
+    same_sizes = tuple(replace(one, spread="even", weight=1.0) for one in PRESETS["chat"])
+    other = landscape_file_name(task, same_sizes)
+    assert other == "shrink-K1024-R64-S3-chunk16-tokens32-128-512x1-8192x8.jsonl.gz"
+    usual = landscape_file_name(replace(task, dtype="bfloat16"), default_workload(16))
+    assert usual == "shrink-K1024-R64-S3-chunk16-tokens32-30720-bfloat16.jsonl.gz"
 
 
 def test_the_published_format_is_understood(tmp_path):

@@ -119,10 +119,10 @@ DENSE = {
         [(2560, 3), (2048, 1), (2560, 2), (10_240, 1)],
         [(2048, 1024, 1024), (2560,), (10_240, 10_240)],
     ),
-    "phi-2, without a gate": (
+    "phi-2, whose other layers take no LoRA": (
         written("phi", 2560, 10_240, 32, 32, None, 51_200),
-        [(2560, 3), (2560, 1), (10_240, 1)],
-        [(2560, 2560, 2560), (2560,), (10_240,)],
+        [(2560, 3)],
+        [(2560, 2560, 2560)],
     ),
     "Phi-3-mini, fused in its checkpoint": (
         written("phi3", 3072, 8192, 32, 32, None, 32_064),
@@ -205,19 +205,21 @@ def test_of_a_mixture_only_attention_is_tuned_and_that_is_said(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", DENSE)
-def test_of_a_dense_model_nothing_is_left_out_but_what_is_not_served_is_said(name: str) -> None:
-    notes = shape_from_config(DENSE[name][0], name=name).notes
+def test_of_a_dense_model_nothing_is_left_out_but_what_is_not_served_and_that_is_said(
+    name: str,
+) -> None:
+    notes = shape_from_config(DENSE[name][0], name="model-x").notes
 
-    assert ["fc1" in note for note in notes] == [True] * name.startswith("phi-2")
+    left_out = "of model-x only q/k/v is tuned: SGLang has no LoRA on its dense, fc1 and fc2"
+    assert notes == ((left_out,) if name.startswith("phi-2") else ())
 
 
-def test_a_tensor_parallel_rank_of_phi_has_its_share_of_a_plain_mlp() -> None:
-    shape = shape_from_config(DENSE["phi-2, without a gate"][0], name="phi-2")
+def test_what_is_not_tuned_of_phi_is_not_asked_for() -> None:
+    config = dict(DENSE["phi-2, whose other layers take no LoRA"][0])
+    del config["intermediate_size"]
+    shape = shape_from_config(config, name="phi-2")
 
-    assert layers(shape, tp=2) == (
-        [(2560, 3), (1280, 1), (2560, 1), (5120, 1)],
-        [(1280, 1280, 1280), (2560,), (5120,)],
-    )
+    assert layers(shape, tp=2) == ([(2560, 3)], [(1280, 1280, 1280)])
 
 
 def test_lm_head_has_the_vocabulary_that_was_left_out() -> None:

@@ -6,11 +6,11 @@ import pytest
 
 from lora_autotune.errors import UsageError
 from lora_autotune.evaluators.replay import ReplayEvaluator
-from lora_autotune.landscape import read_landscape, write_landscape
+from lora_autotune.landscape import landscape_file_name, read_landscape, write_landscape
 from lora_autotune.recorder import record
 from lora_autotune.space import DEFAULT_CONFIGS, SearchSpace
 from lora_autotune.testing import SPACE, bowl_landscape
-from lora_autotune.trial import Pruned, Trial
+from lora_autotune.trial import Measurement, Pruned, Trial
 
 LANDSCAPE = bowl_landscape()
 DEFAULT = DEFAULT_CONFIGS["expand"]
@@ -78,6 +78,78 @@ def test_what_was_recorded_can_be_shipped(tmp_path):
     write_landscape(tmp_path / "it.jsonl.gz", landscape)
     assert read_landscape(tmp_path / "it.jsonl.gz") == landscape
     assert landscape.note == {"date": "2026-01-01"}
+
+
+class Machine:
+    """A CudaMachine whose evaluators answer for every task and workload, and say what was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def evaluator(self, task, workload, *, prune, patient):
+        self.asked.append((task, workload, prune, patient))
+        return Made(task, workload)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+
+class Made:
+    """Every config takes ten microseconds a batch."""
+
+    capacity = 4
+    platform = LANDSCAPE.platform
+
+    def __init__(self, task, workload):
+        self.task, self.workload = task, workload
+        self._submitted = []
+
+    def submit(self, config, /):
+        self._submitted.append(config)
+
+    def collect(self):
+        times_us = (10.0,) * len(self.workload)
+        return Trial(config=self._submitted.pop(0), outcome=Measurement(times_us=times_us))
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], {16: "32:8 128:8,zipf 512:1 8192:8,zipf"}),
+        (
+            ["--max-lora-chunk-size", "128"],
+            {16: "32:8", 32: "128:8,zipf", 128: "512:1 8192:8,zipf"},
+        ),
+    ],
+)
+def test_a_preset_is_recorded_on_what_reaches_each_chunk_size(
+    tmp_path, monkeypatch, words, expected
+):
+    pytest.importorskip("torch")
+    from lora_autotune import cli
+    from lora_autotune.cli import recording
+
+    machine = Machine()
+    monkeypatch.setattr(recording, "CudaMachine", lambda **_: machine)
+    sizes = [str(size) for size in expected]
+    command = ["record", "--kernel", "shrink", "-K", "1024", "-S", "3", "--rank", "64"]
+    command += ["--workload", "chat", "--chunk-sizes", *sizes, "--out", str(tmp_path)]
+    assert cli.main([*command, "--space", "reference", *words]) == 0
+
+    batches = {task.chunk_size: " ".join(map(str, w)) for task, w, *_ in machine.asked}
+    assert batches == expected
+    assert {(prune, patient) for *_, prune, patient in machine.asked} == {(False, True)}
+    files = {read_landscape(file).task: file for file in tmp_path.iterdir()}
+    for task, workload, *_ in machine.asked:
+        assert files[task].name == landscape_file_name(task, workload)
+        assert read_landscape(files[task]).workload == workload
+    assert len({file.name for file in files.values()}) == len(expected)
 
 
 def test_a_pruned_config_ends_it_at_once():

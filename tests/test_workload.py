@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -21,6 +23,8 @@ from lora_autotune.workload import (
     read_traffic,
     read_workload,
     relative_step_time,
+    workload_lines,
+    workload_name,
 )
 
 
@@ -228,3 +232,54 @@ def test_thousands_of_sizes_are_condensed_at_once(tmp_path):
     for size in CHUNK_SIZES:
         assert len(condensed(reaching(traffic, size))) == MOST_INSTANCES
     assert time.monotonic() - started_s < 10
+
+
+@pytest.mark.parametrize(
+    ("chunk_size", "batches", "name"),
+    [
+        (16, "32:8 30720:1", "tokens32-30720"),  # as tuned by default
+        (32, "128:8 30720:1", "tokens128-30720"),
+        (128, "30720", "tokens30720"),
+        (16, "32", "tokens32x1"),
+        (16, "1 512:4", "tokens1x1-512x4"),
+        (16, "1:1 32:8 128:8 256:8", "decode"),
+        (64, "256:8", "decode"),
+        (16, "128:8 256:8", "tokens128-256x8"),
+    ],
+)
+def test_the_name_of_batches_is_short(chunk_size, batches, name):
+    workload = tuple(parse_instance(word) for word in batches.split())
+    assert workload_name(workload, chunk_size) == name
+    heavier = tuple(replace(one, weight=7.0) for one in workload)
+    assert workload_name(heavier, chunk_size) == name  # weights are relative
+
+
+@pytest.mark.parametrize("chunk_size", CHUNK_SIZES)
+def test_a_preset_gives_its_name_to_the_batches_that_reach_a_chunk_size(chunk_size):
+    for name, batches in PRESETS.items():
+        if reached := reaching(batches, chunk_size):
+            assert workload_name(reached, chunk_size) == name
+
+
+def test_no_two_workloads_share_a_name():
+    texts = ["32:8", "32:4", "32:8,zipf", "32:8,prefill", "32:8,graph=32", "32:8,ranks=16+64"]
+    alone = [(parse_instance(text),) for text in texts]
+    pairs = [
+        (replace(first, weight=weight), Instance(tokens=512))
+        for (first,) in alone
+        for weight in (1.0, 3.0)
+    ]
+    many = [tuple(Instance(tokens=n) for n in range(1, last)) for last in (9, 10)]
+    for chunk_size in CHUNK_SIZES:
+        named = [*alone, *pairs, *many]
+        named += [reached for one in PRESETS.values() if (reached := reaching(one, chunk_size))]
+        names = [workload_name(workload, chunk_size) for workload in named]
+        distinct = {repr(workload) for workload in named}
+        assert len(set(names)) == len(distinct)
+        assert all(re.fullmatch(r"[a-z0-9-]{1,70}", name) for name in names)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_what_is_written_of_a_workload_is_read_again(tmp_path, name):
+    lines = workload_lines(PRESETS[name])
+    assert read_workload(written(tmp_path, "\n".join(lines))) == PRESETS[name]

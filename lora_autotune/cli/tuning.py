@@ -31,7 +31,7 @@ from lora_autotune.provenance import refuse_other_kernels
 from lora_autotune.result import TuningResult, task_config_path, write_result
 from lora_autotune.space import SearchSpace, named_space
 from lora_autotune.strategy import strategy_factory
-from lora_autotune.task import Task
+from lora_autotune.task import Task, default_workload
 from lora_autotune.tuner import AT_ONCE, Job, tune_all
 
 COMMAND_VARIABLE = "LORA_AUTOTUNE_COMMAND"
@@ -128,7 +128,7 @@ def _gpu_benches(arguments: Any, stack: contextlib.ExitStack) -> _Benches:
     work = named_work(arguments)
     from lora_autotune.evaluators.worker import start_fork_server
 
-    start_fork_server()  # it imports torch while this process does
+    start_fork_server()  # it imports Triton while this process goes on
     from lora_autotune.evaluators.cuda import CudaMachine
 
     everything = _wants_everything(arguments)
@@ -178,6 +178,8 @@ def _landscapes(arguments: Any) -> list[Landscape]:
     """What --replay means, one of each task."""
     files = arguments.replay or sorted(SHIPPED_LANDSCAPES.glob("*.jsonl*"))
     landscapes = _wanted(arguments, [read_landscape(file) for file in files])
+    if not arguments.replay:
+        landscapes = _one_of_each_task(landscapes)
     if not landscapes:
         raise UsageError("no landscape was recorded for that", hint="record makes one on a GPU")
     for task, count in Counter(landscape.task for landscape in landscapes).items():
@@ -192,6 +194,16 @@ def _landscapes(arguments: Any) -> list[Landscape]:
     for platform in {landscape.platform for landscape in landscapes}:
         refuse_shared_entries(one.task for one in landscapes if one.platform == platform)
     return landscapes
+
+
+def _one_of_each_task(landscapes: Sequence[Landscape]) -> list[Landscape]:
+    """Of those of one task the one on the batches that tuning takes by default, else the first."""
+    chosen: dict[tuple[Task, Platform], Landscape] = {}
+    for one in landscapes:
+        is_usual = one.workload == default_workload(one.task.chunk_size)
+        if is_usual or (one.task, one.platform) not in chosen:
+            chosen[one.task, one.platform] = one
+    return list(chosen.values())
 
 
 def _wanted(arguments: Any, landscapes: Sequence[Landscape]) -> list[Landscape]:

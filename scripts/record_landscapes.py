@@ -1,0 +1,103 @@
+"""Records the landscapes that are to ship, one after the other on one warm machine. It needs a GPU.
+
+    python scripts/record_landscapes.py [WORD..] [--out DIR] [--limit SECONDS] [--list]
+
+With words, those whose file names hold any of them. What lies in the folder already is left out, so
+that a run which was cut short is simply started again. One to two minutes each on one H200.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from lora_autotune.cli.command import public_command
+from lora_autotune.errors import LoraAutotuneError
+from lora_autotune.landscape import landscape_file_name
+from lora_autotune.model import load_model_shape, tasks_for
+from lora_autotune.task import Task, Workload
+from lora_autotune.workload import PRESETS, reaching
+
+ROOT = Path(__file__).resolve().parent.parent
+
+QKV = ("shrink", 1024, 3), ("expand", 4096, 3)
+O_PROJ = ("shrink", 2048, 1), ("expand", 1024, 1)
+
+WANTED = (
+    # A default server, where one config serves few rows and many.
+    ("Qwen3-0.6B", 64, "chat", 16, (*QKV, *O_PROJ)),
+    # A larger model's decode steps, with a small rank.
+    ("Llama-3.1-8B", 16, "decode", 16, (("shrink", 4096, 3), ("expand", 6144, 3))),
+    # The larger chunk sizes, which only prefill reaches.
+    ("Qwen3-0.6B", 64, "prefill", 128, QKV),
+    ("Qwen3-0.6B", 64, "prefill", 64, QKV),
+    ("Qwen3-0.6B", 64, "prefill", 128, O_PROJ),
+    ("Qwen3-0.6B", 64, "prefill", 64, O_PROJ),
+)
+"""Model, rank, preset, chunk size, and (kernel, K, S) of its tasks; the most wanted first."""
+
+
+def wanted() -> dict[str, tuple[Task, Workload]]:
+    """File name -> what is measured."""
+    found = {}
+    for model, rank, preset, chunk_size, shapes in WANTED:
+        tasks = tasks_for(load_model_shape(model), rank=rank, chunk_sizes=[chunk_size])
+        by_shape = {(task.kernel, task.K, task.S): task for task in tasks}
+        batches = reaching(PRESETS[preset], chunk_size)
+        for task in (by_shape[shape] for shape in shapes):
+            found[landscape_file_name(task, batches)] = task, batches
+    return found
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("words", nargs="*", metavar="WORD")
+    parser.add_argument("--out", type=Path, default=ROOT / "configs/landscapes", metavar="DIR")
+    parser.add_argument(
+        "--limit", type=float, default=float("inf"), metavar="SECONDS", help="then begin no more"
+    )
+    parser.add_argument("--list", action="store_true", help="say which, and record none")
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """All of it; what one landscape fails with keeps no other from being recorded."""
+    started_s = time.monotonic()
+    words = sys.argv[1:] if words is None else words
+    options = parse(words)
+    left = {
+        name: pair
+        for name, pair in wanted().items()
+        if (not options.words or any(word in name for word in options.words))
+        and not (options.out / name).exists()
+    }
+    if options.list or not left:
+        print("\n".join(left) or f"nothing is missing in {options.out}")
+        return
+    from lora_autotune.evaluators.worker import start_fork_server
+
+    start_fork_server()  # it imports Triton while this process goes on
+    from lora_autotune.cli.recording import record_all
+    from lora_autotune.evaluators.cuda import CudaMachine
+
+    arguments = public_command(words).removeprefix("lora-autotune")
+    command = f"python scripts/record_landscapes.py{arguments}"
+    with CudaMachine() as machine:
+        for name, pair in left.items():
+            if time.monotonic() - started_s > options.limit:
+                print(f"the time is up: {name} is left", flush=True)
+                continue
+            try:
+                record_all(machine, [pair], options.out, space_name="wide", command=command)
+            except LoraAutotuneError as error:
+                print(f"{name}: {error}", file=sys.stderr, flush=True)
+            print(f"{time.monotonic() - started_s:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
