@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
+from lora_autotune.budgets import HINTS, Budget, budgets
 from lora_autotune.errors import EvaluatorError, UsageError
 from lora_autotune.evaluator import Evaluator
-from lora_autotune.neighbours import hints
+from lora_autotune.neighbours import Problem, best_configs
 from lora_autotune.result import Progress, TuningResult
 from lora_autotune.search import Record, Search
 from lora_autotune.selection import (
@@ -33,9 +34,6 @@ from lora_autotune.trial import MAX_REGRESSION, Failure, Pruned
 
 AT_ONCE = 8
 """Tasks under way at a time: enough to keep a machine busy with few configs of each in flight."""
-
-HINTS = 3
-"""Configs of a finished task that a similar one tries first."""
 
 PATIENCE_S = 60.0
 """Most seconds to wait for a trial before every evaluator is asked again."""
@@ -61,6 +59,16 @@ class Job:
         """The evaluator's."""
         return self.evaluator.task
 
+    @property
+    def problem(self) -> Problem:
+        """The task and what its best config depends on."""
+        return Problem(
+            task=self.task,
+            workload=self.evaluator.workload,
+            platform=self.evaluator.platform,
+            space=self.space or named_space("wide", self.task.kernel),
+        )
+
 
 def tune(
     task: Task,
@@ -85,8 +93,8 @@ def tune(
         space: where to search.
         strategy: a strategy, or the name of one.
         trials: most configs to evaluate, those known from the record and the default included;
-            None: the whole space for "grid", else :func:`default_trials`. The default is measured
-            even where there is no budget, so 0 chooses from what a record knows.
+            None: see :func:`lora_autotune.budgets.budgets`. The default is measured even where
+            there is no budget, so 0 chooses from what a record knows.
         timeout_s: seconds after which nothing more is asked for; what is in flight is finished,
             and the finalists follow.
         seed: of a strategy that is given by name.
@@ -132,14 +140,15 @@ def tune_all(
     """Tune several tasks, a few at a time; yields each result as it is there.
 
     The searches of tasks whose evaluators share a machine overlap: one task's candidates compile
-    while another's are measured. A task that is begun when a similar one is done tries first what
-    did best there.
+    while another's are measured. Of tasks that are alike one, the scout, is searched first; the
+    others wait for its search, try first what did best there, and need fewer trials of their own.
+    Scouts go first, else tasks keep their order.
 
     Args:
-        jobs: the tasks; each is taken from the iterable when its turn comes.
+        jobs: the tasks.
         at_once: most tasks under way; at most as many more wait until their finalists are measured.
         strategy: a strategy for a single job, or the name of one.
-        trials: see :func:`tune`, as for the rest.
+        trials: see :func:`tune`, as for the rest; it holds for each task, scout or not.
         timeout_s: for each task, from its start.
         seed: alike for all.
         finalists: for each task.
@@ -152,33 +161,42 @@ def tune_all(
         raise UsageError(f"{at_once} tasks at once", hint="1 or more")
     if isinstance(strategy, str):
         strategy_factory(strategy)  # an unknown name costs nothing yet
-    waiting = iter(jobs)
+    named = strategy if isinstance(strategy, str) else None
+    known = list(jobs)
+    allowed = budgets([job.problem for job in known], named, trials)
+    plan = dict(zip(known, allowed, strict=True))
+    waiting = sorted(known, key=lambda job: plan[job].scout is not None)
     searches: dict[Job, Search] = {}
-    finished: dict[Task, Sequence[Config]] = {}
+    best: dict[Job, tuple[Config, ...]] = {}
 
     def report(job: Job, phase: Literal["search", "finalists"]) -> None:
         if on_progress is not None:
             on_progress(_progress(job.task, searches[job], phase))
 
+    def may_begin(job: Job) -> bool:
+        scout = plan[job].scout
+        return scout is None or known[scout] in best
+
     def begin(job: Job) -> None:
-        first = hints(job.task, finished)
-        searches[job] = _search(job, strategy, trials, timeout_s, seed, first, max_regression)
+        waiting.remove(job)
+        scout = plan[job].scout
+        first = () if scout is None else best[known[scout]]
+        searches[job] = _search(job, strategy, plan[job], timeout_s, seed, first, max_regression)
         report(job, "search")
 
     def ask() -> None:
         share = _share(searches)
-        for search in searches.values():
+        for job, search in searches.items():
             if not search.over:
                 search.ask(share)
+            if search.over and job not in best:
+                best[job] = best_configs(search.known.values(), HINTS)
 
     def fill() -> None:
         ask()  # some are over only now, and have hints for those that begin
-        for job, search in searches.items():
-            if search.over and job.task not in finished:
-                best = fine_trials(search.known.values())[:HINTS]
-                finished[job.task] = [trial.config for trial in best]
         running = sum(not search.over for search in searches.values())
-        for job in islice(waiting, min(at_once - running, 2 * at_once - len(searches))):
+        room = max(0, min(at_once - running, 2 * at_once - len(searches)))
+        for job in list(islice(filter(may_begin, waiting), room)):
             begin(job)
         ask()  # the compilers have something to do while finalists are measured
 
@@ -195,37 +213,23 @@ def tune_all(
         yield _conclude(done, searches.pop(done), strategy, finalists, rounds)
 
 
-def default_trials(space: SearchSpace) -> int:
-    """Configs that a strategy other than grid may evaluate when nobody says how many.
-
-    40 for the wide space of shrink and 60 for that of expand: where the regret of "gp" on the
-    shipped landscapes has flattened.
-    """
-    return max(40, 24 + len(space) // 25)
-
-
 def _search(
     job: Job,
     strategy: str | Strategy,
-    trials: int | None,
+    budget: Budget,
     timeout_s: float | None,
     seed: int,
     hints: Sequence[Config],
     max_regression: float,
 ) -> Search:
-    space = job.space or named_space("wide", job.task.kernel)
-    default = DEFAULT_CONFIGS[job.task.kernel]
-    if trials is None:
-        extra = 0 if default in space else 1
-        trials = len(space) + extra if strategy == "grid" else default_trials(space)
     if isinstance(strategy, str):
-        first = (default, *(config for config in hints if config in space))
-        strategy = make_strategy(strategy, space, seed=seed, options=StrategyOptions(first=first))
+        options = StrategyOptions(first=(DEFAULT_CONFIGS[job.task.kernel], *hints))
+        strategy = make_strategy(strategy, job.problem.space, seed=seed, options=options)
     return Search(
         job.evaluator,
         strategy,
         job.record,
-        budget=trials,
+        budget=budget.trials,
         timeout_s=timeout_s,
         max_regression=max_regression,
     )
@@ -290,7 +294,7 @@ def _conclude(
         replayed=evaluator.replayed,
         selection=selection,
         strategy=strategy if isinstance(strategy, str) else type(strategy).__name__,
-        space=job.space or named_space("wide", job.task.kernel),
+        space=job.problem.space,
         trials=search.spent,
         failures=Counter(t.outcome.kind for t in done if isinstance(t.outcome, Failure)),
         pruned=sum(isinstance(t.outcome, Pruned) for t in done),

@@ -6,14 +6,14 @@ import functools
 import heapq
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lora_autotune.landscape import Landscape, read_landscape
 from lora_autotune.space import DEFAULT_CONFIGS, Config
 from lora_autotune.strategy import StrategyOptions, make_strategy
-from lora_autotune.trial import Pruned, Trial
+from lora_autotune.trial import Measurement, Pruned, Trial
 
 CAPACITY = 8
 WORKERS = 14
@@ -29,32 +29,41 @@ class Run:
         regrets: how far the best is from the landscape's after each config that was measured.
         asking_s: seconds that the strategy thought.
         within_s: modelled seconds until the best is within 1%, infinite when it never is.
+        costs: what each config that was measured in full costs.
     """
 
     regrets: list[float]
     asking_s: float
     within_s: float
+    costs: Mapping[Config, float] = field(default_factory=dict)
 
 
-def landscapes(names: list[str]) -> dict[str, Path]:
-    """The shipped landscapes whose names hold any of some words; all without words."""
-    folder = Path(__file__).parent.parent / "configs/landscapes"
+def landscapes(names: list[str], folder: Path | None = None) -> dict[str, Path]:
+    """A folder's landscapes, or those that ship, whose names hold any of some words; or all."""
+    folder = folder or Path(__file__).parent.parent / "configs/landscapes"
     files = {file.name.split(".")[0]: file for file in sorted(folder.iterdir())}
     return {k: file for k, file in files.items() if not names or any(n in k for n in names)}
 
 
 def replay(
-    name: str, file: Path, seed: int, count: int, measure: Callable[[Config], Trial] | None = None
+    name: str,
+    recorded: Path | Landscape,
+    seed: int,
+    count: int,
+    measure: Callable[[Config], Trial] | None = None,
+    *,
+    first: Sequence[Config] = (),
 ) -> Run:
     """A search by one of our strategies; the default, which is always measured, counts as one.
 
-    Configs are measured by ``measure``, which may prune them; without it they are looked up. The
-    model of the time: a config compiles on a free worker for as long as was recorded, then waits
-    for the one GPU. While the strategy thinks nothing else is started.
+    Configs are measured by ``measure``, which may prune them; without it they are looked up. Those
+    in ``first`` are tried first. The model of the time: a config compiles on a free worker for as
+    long as was recorded, then waits for the one GPU. While the strategy thinks nothing else is
+    started.
     """
-    landscape = read_landscape(file)
+    landscape = read_landscape(recorded) if isinstance(recorded, Path) else recorded
     default = DEFAULT_CONFIGS[landscape.task.kernel]
-    options = StrategyOptions(first=(default,))
+    options = StrategyOptions(first=(default, *first))
     strategy = make_strategy(name, landscape.space, seed=seed, options=options)
     measure = measure or functools.partial(_priced, landscape)
     regrets = Regrets(landscape)
@@ -63,6 +72,7 @@ def replay(
     clock, gpu_s, asking_s, within_s = 0.0, 0.0, 0.0, math.inf
     workers = [0.0] * WORKERS
     flying: list[tuple[float, int, Config]] = []
+    costs: dict[Config, float] = {}
     asked = 1
     while len(regrets.values) < count:
         started = time.perf_counter()
@@ -83,9 +93,11 @@ def replay(
         strategy.tell(trial)
         asking_s += time.perf_counter() - started
         regrets.add(config, pruned=isinstance(trial.outcome, Pruned))
+        if isinstance(trial.outcome, Measurement) and trial.cost is not None:
+            costs[config] = trial.cost
         if regrets.values[-1] <= 0.01:
             within_s = min(within_s, clock)
-    return Run(regrets=regrets.values, asking_s=asking_s, within_s=within_s)
+    return Run(regrets=regrets.values, asking_s=asking_s, within_s=within_s, costs=costs)
 
 
 class Regrets:

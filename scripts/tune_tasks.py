@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--space", default="wide")
     parser.add_argument("tasks", nargs="+", type=from_word, metavar="TASK", help="as task_words")
     arguments = parser.parse_args()
-    start_fork_server()  # it imports torch while this process does
+    start_fork_server()  # it imports Triton while this process goes on
     from lora_autotune.evaluators.cuda import CudaMachine
     from lora_autotune.result import Progress
     from lora_autotune.space import named_space

@@ -236,6 +236,34 @@ def test_more_compile_workers_take_less_time(
         assert f"28 tasks, 1120 trials, about {seconds} s" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("words", "trials"), [([], 800), (["--trials", "40"], 1120), (["--strategy", "random"], 1360)]
+)
+def test_a_plan_knows_who_starts_from_anothers_best(
+    words: list[str], trials: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = plan(capsys, "--model", "Qwen3-0.6B", "--rank", "64", *HERE, *words)
+    assert sum(int(str(line["trials"])) for line in lines) == trials
+
+
+def test_what_is_tuned_already_is_nobodys_scout(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = ["--model", "Qwen3-0.6B", "--rank", "64", "--chunk-sizes", "64"]
+    words = [*tasks, *HERE, "--out", str(tmp_path)]
+
+    def trials(*more: str) -> dict[object, object]:
+        lines = [line for line in plan(capsys, *words, *more) if line["kernel"] == "shrink"]
+        return {(line["K"], line["S"]): line["trials"] for line in lines}
+
+    assert trials() == {(1024, 3): 20, (2048, 1): 12, (1024, 2): 20, (3072, 1): 40}
+    path = config_file_path(
+        tmp_path, "shrink", 3072, 64, 1, device_name=H200.device, triton_version="3.6.0"
+    )
+    merge_config_file(path, {64: {"BLOCK_N": 32, "BLOCK_K": 64}})
+    assert trials("--only-missing") == {(1024, 3): 40, (2048, 1): 20, (1024, 2): 20}
+
+
 SPACE = SearchSpace({"BLOCK_N": (16, 32), "BLOCK_K": (64,)})
 ON_TWO = (Instance(tokens=32, adapters=8), Instance(tokens=30_720))
 

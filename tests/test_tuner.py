@@ -12,22 +12,17 @@ from itertools import cycle
 import pytest
 
 import lora_autotune
+from lora_autotune.budgets import HINTS, default_trials
 from lora_autotune.errors import EvaluatorError, UsageError
 from lora_autotune.evaluator import Platform
 from lora_autotune.journal import Journal
 from lora_autotune.provenance import Provenance, find_provenance
 from lora_autotune.result import TuningResult, write_result
 from lora_autotune.search import MAX_FRUITLESS_ASKS
-from lora_autotune.space import DEFAULT_CONFIGS, Config, SearchSpace
+from lora_autotune.space import DEFAULT_CONFIGS, Config, SearchSpace, named_space
 from lora_autotune.task import PREFILL, Task
 from lora_autotune.trial import Failure, Measurement, Pruned, Trial
-from lora_autotune.tuner import (
-    HINTS,
-    Job,
-    default_trials,
-    tune,
-    tune_all,
-)
+from lora_autotune.tuner import Job, tune, tune_all
 from tests.search_doubles import Memory, Script
 
 TASK = Task(kernel="shrink", K=1024, R=64, S=3, chunk_size=64)
@@ -423,10 +418,14 @@ def test_any_order_and_any_outcomes_keep_the_books(seed):
 
 
 class Hall:
-    """Evaluators of several tasks, and when each was made, asked and measured again."""
+    """Evaluators of several tasks that are alike, and when each was asked and measured again.
+
+    The last is the scout of those strategies that have one.
+    """
 
     def __init__(self, count: int, **options) -> None:
-        self.begun: list[Bench] = []
+        self.benches: list[Bench] = []
+        self.begun: set[Task] = set()
         self.most_busy = 0
         self.busy_at_finals: list[int] = []
         self.first_in_flight: list[int] = []
@@ -437,11 +436,14 @@ class Hall:
         for number in range(self._count):
             options = self._options | ({} if number else {"fail_after": fail_after})
             bench = HallBench(self, replace(TASK, K=1024 + 16 * number), **options)
-            self.begun.append(bench)
+            self.benches.append(bench)
             yield Job(evaluator=bench, space=SPACE, record=records[number] if records else None)
 
     def busy(self) -> int:
-        return sum(bool(bench._in_flight) for bench in self.begun)
+        return sum(bool(bench._in_flight) for bench in self.benches)
+
+    def progress(self, progress):
+        self.begun.add(progress.task)
 
 
 class HallBench(Bench):
@@ -456,7 +458,7 @@ class HallBench(Bench):
 
     def poll(self, wait_s, /):
         if not self._hall.first_in_flight:
-            self._hall.first_in_flight = [len(bench._in_flight) for bench in self._hall.begun]
+            self._hall.first_in_flight = [len(bench._in_flight) for bench in self._hall.benches]
         return super().poll(wait_s)
 
     def remeasure(self, configs, /, *, rounds):
@@ -478,23 +480,24 @@ def test_several_tasks_at_once_all_get_their_winners(strategy, at_once):
 
 def test_a_task_is_begun_when_its_turn_comes():
     hall = Hall(9)
-    drawn = [len(hall.begun) for _ in tune_all(hall.jobs(), at_once=2, strategy="grid")]
+    results = tune_all(hall.jobs(), at_once=2, strategy="grid", on_progress=hall.progress)
+    begun = [len(hall.begun) for _ in results]
     assert all(
-        count <= number + 1 + 4 for number, count in enumerate(drawn)
+        count <= number + 1 + 4 for number, count in enumerate(begun)
     )  # done, two under way, and two whose finalists wait
-    assert drawn[0] <= 4
-    assert drawn[-1] == 9
+    assert begun[0] <= 4
+    assert begun[-1] == 9
 
 
 def test_tasks_that_a_record_knows_whole_are_not_all_begun_at_once():
     known = [Trial(config=c, outcome=Measurement(times_us=(time_us(c),))) for c in [DEFAULT, *GRID]]
     hall = Hall(40)
     records = [Memory(known) for _ in range(40)]
-    results = tune_all(hall.jobs(records), at_once=2, strategy="grid")
+    results = tune_all(hall.jobs(records), at_once=2, strategy="grid", on_progress=hall.progress)
     next(results)
     assert len(hall.begun) <= 4
     assert len(list(results)) == 39
-    assert all(bench.evaluated == [] for bench in hall.begun)
+    assert all(bench.evaluated == [] for bench in hall.benches)
 
 
 def test_finalists_are_measured_while_the_next_task_is_in_flight():
@@ -503,22 +506,79 @@ def test_finalists_are_measured_while_the_next_task_is_in_flight():
     assert hall.busy_at_finals == [1, 1, 1, 0]
 
 
-def test_what_did_best_on_a_task_is_tried_first_on_a_similar_one():
-    hall = Hall(2)
-    list(tune_all(hall.jobs(), at_once=1, strategy="grid"))
-    best = sorted(GRID, key=time_us)[:HINTS]
-    assert hall.begun[0].evaluated[1 : 1 + HINTS] == GRID[:HINTS]
-    assert hall.begun[1].evaluated[: 1 + HINTS] == [DEFAULT, *best]
+@pytest.mark.parametrize("strategy", ["auto", "gp"])
+@pytest.mark.parametrize("at_once", [1, 2, 8])
+def test_a_scout_is_searched_first_and_the_others_start_from_its_best(strategy, at_once):
+    hall = Hall(4, capacity=2)
+    results = list(tune_all(hall.jobs(), at_once=at_once, strategy=strategy, trials=16))
+    *others, scout = hall.benches
+    best = sorted(time_us(config) for config in scout.evaluated)[:HINTS]
+    for bench in others:
+        assert bench.evaluated[0] == DEFAULT
+        hints = bench.evaluated[1 : 1 + HINTS]
+        assert [time_us(config) for config in hints] == best
+        assert set(hints) <= set(scout.evaluated)
+    assert results[0].task == scout.task
+    assert {result.trials for result in results} == {16}
 
 
-def test_a_hint_outside_the_space_is_left_out():
-    narrow = SearchSpace({**SPACE.axes, "num_stages": (3,)})
-    first, second = Bench(), Bench()
-    second.task = replace(TASK, chunk_size=128)
-    jobs = [Job(evaluator=first, space=SPACE), Job(evaluator=second, space=narrow)]
-    results = list(tune_all(jobs, at_once=1, strategy="grid"))
-    assert [r.selection.config for r in results] == [BEST, min(narrow, key=time_us)]
-    assert set(second.evaluated) == {DEFAULT, *narrow}
+@pytest.mark.parametrize("strategy", BUILT_IN)
+def test_other_strategies_wait_for_nobody(strategy):
+    hall = Hall(3, capacity=1)
+    results = list(tune_all(hall.jobs(), at_once=1, strategy=strategy, trials=9))
+    assert [result.task.K for result in results] == [1024, 1040, 1056]
+    first, *others = [bench.evaluated for bench in hall.benches]
+    assert others == [first, first]
+
+
+def test_without_a_budget_the_others_have_a_share_of_their_scouts():
+    space = named_space("wide", "shrink")
+    hall = Hall(3)
+    jobs = [replace(job, space=space) for job in hall.jobs()]
+    budgets = {}
+    results = list(
+        tune_all(
+            jobs,
+            strategy="gp",
+            on_progress=lambda progress: budgets.update({progress.task.K: progress.budget}),
+        )
+    )
+    assert budgets == {1024: 12, 1040: 12, 1056: 40}
+    assert {result.task.K: result.trials for result in results} == budgets
+
+
+def test_equal_runs_of_several_tasks_are_equal():
+    def evaluated():
+        hall = Hall(4)
+        list(tune_all(hall.jobs(), at_once=1, strategy="gp", trials=14))
+        return [bench.evaluated for bench in hall.benches]
+
+    assert evaluated() == evaluated()
+
+
+@pytest.mark.parametrize("at_once", [1, 8])
+def test_a_resumed_scout_passes_on_what_its_record_knows(at_once):
+    undisturbed, resumed = Hall(3, capacity=1), Hall(3, capacity=1)
+    list(tune_all(undisturbed.jobs(), at_once=at_once, strategy="gp", trials=14))
+    *others, scout = undisturbed.benches
+    known = [Trial(config=c, outcome=scout.outcome(c)) for c in scout.evaluated]
+    records = [Memory(), Memory(), Memory(known)]
+    results = list(tune_all(resumed.jobs(records), at_once=at_once, strategy="gp", trials=14))
+    assert resumed.benches[-1].evaluated == []
+    assert [bench.evaluated for bench in resumed.benches[:-1]] == [b.evaluated for b in others]
+    assert len(results) == 3
+
+
+def test_a_scout_that_found_nothing_holds_nobody_up():
+    failing = dict.fromkeys([DEFAULT, *GRID], CRASH)
+    hall = Hall(3, outcomes=failing)
+    results = list(tune_all(hall.jobs(), strategy="gp", trials=5))
+    assert [result.selection.config for result in results] == [None] * 3
+
+
+def test_a_scout_whose_time_is_up_holds_nobody_up():
+    results = list(tune_all(Hall(3).jobs(), strategy="gp", timeout_s=0.0))
+    assert [result.trials for result in results] == [1] * 3
 
 
 def test_ctrl_c_in_one_task_ends_them_all_and_keeps_what_each_recorded():
@@ -526,7 +586,7 @@ def test_ctrl_c_in_one_task_ends_them_all_and_keeps_what_each_recorded():
     records = [Memory() for _ in range(3)]
     with pytest.raises(KeyboardInterrupt):
         list(tune_all(hall.jobs(records, fail_after=3), at_once=3, strategy="grid"))
-    for record, bench in zip(records, hall.begun, strict=True):
+    for record, bench in zip(records, hall.benches, strict=True):
         assert [trial.config for trial in record.trials] == bench.evaluated
         assert bench.evaluated
 

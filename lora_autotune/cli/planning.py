@@ -13,16 +13,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lora_autotune.budgets import budgets, everything
 from lora_autotune.cli.tasks import named_work
 from lora_autotune.config_file import read_config_file
 from lora_autotune.errors import UsageError
 from lora_autotune.evaluator import Platform
 from lora_autotune.evaluators.cores import compile_workers
 from lora_autotune.landscape import Landscape
+from lora_autotune.neighbours import Problem
 from lora_autotune.result import task_config_path
-from lora_autotune.space import DEFAULT_CONFIGS, SearchSpace, named_space
+from lora_autotune.space import SearchSpace, named_space
 from lora_autotune.task import Task, Workload
-from lora_autotune.tuner import default_trials
 
 WORKER_SECONDS = 113 * 14 / (16 * 40 + 12 * 60)
 """Seconds of one compile worker that a trial takes, finalists included: 16 tasks of 40 trials and
@@ -58,32 +59,31 @@ def make_plan(arguments: Any, landscapes: Sequence[Landscape] | None) -> list[Pl
     Raises:
         UsageError: only what is missing is asked for, and nobody knows on which GPU and Triton.
     """
-    if landscapes is None:
-        platform = _platform_meant(arguments)
-        rows = [(t, w, platform, _named(arguments, t)) for t, w in named_work(arguments).items()]
-    else:
-        rows = [
-            (one.task, one.workload, one.platform, searched_space(arguments, one))
-            for one in landscapes
-        ]
-    plan = []
-    for task, workload, where, space in rows:
-        trials = _trials(arguments, task, space)
-        planned = Planned(
-            task=task,
-            workload=workload,
-            configs=len(space),
-            trials=trials,
-            tuned=None if where is None else is_tuned(task, where, arguments.out),
-            estimate_s=trials * WORKER_SECONDS / compile_workers() if landscapes is None else None,
-        )
-        if planned.tuned is None and arguments.only_missing:
+    problems, tuned = [], []
+    for problem in _problems(arguments, landscapes):
+        where = problem.platform
+        done = None if where is None else is_tuned(problem.task, where, arguments.out)
+        if done is None and arguments.only_missing:
             raise UsageError(
                 "nobody knows for which GPU and Triton something is missing",
                 hint="give --device NAME and --triton VERSION",
             )
-        if not (planned.tuned and arguments.only_missing):
-            plan.append(planned)
+        if not (done and arguments.only_missing):
+            problems.append(problem)
+            tuned.append(done)
+    plan = []
+    allowed = budgets(problems, arguments.strategy, arguments.trials)
+    for problem, done, budget in zip(problems, tuned, allowed, strict=True):
+        trials = min(everything(problem), budget.trials)
+        planned = Planned(
+            task=problem.task,
+            workload=problem.workload,
+            configs=len(problem.space),
+            trials=trials,
+            tuned=done,
+            estimate_s=trials * WORKER_SECONDS / compile_workers() if landscapes is None else None,
+        )
+        plan.append(planned)
     return plan
 
 
@@ -121,10 +121,22 @@ def _named(arguments: Any, task: Task) -> SearchSpace:
     return named_space(arguments.space or "wide", task.kernel)
 
 
-def _trials(arguments: Any, task: Task, space: SearchSpace) -> int:
-    everything = len(space) + (DEFAULT_CONFIGS[task.kernel] not in space)
-    usual = everything if arguments.strategy == "grid" else default_trials(space)
-    return min(everything, arguments.trials or usual)
+def _problems(arguments: Any, landscapes: Sequence[Landscape] | None) -> list[Problem]:
+    if landscapes is None:
+        platform = _platform_meant(arguments)
+        return [
+            Problem(task=task, workload=load, platform=platform, space=_named(arguments, task))
+            for task, load in named_work(arguments).items()
+        ]
+    return [
+        Problem(
+            task=one.task,
+            workload=one.workload,
+            platform=one.platform,
+            space=searched_space(arguments, one),
+        )
+        for one in landscapes
+    ]
 
 
 def _platform_meant(arguments: Any) -> Platform | None:

@@ -1,0 +1,106 @@
+"""What is claimed of the config trees that ship: the default one, and one for each workload."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import lora_autotune
+from lora_autotune.config_file import FOLDER, read_config_file, version_folder
+from lora_autotune.config_tree import check_tree
+from lora_autotune.loader import ROOT_VARIABLE, clear_cache, explain_lookup, get_lora_configs
+from lora_autotune.provenance import Provenance, find_provenance, is_provenance
+from lora_autotune.space import DEFAULT_CONFIGS
+from lora_autotune.task import CHUNK_SIZES, default_workload
+from lora_autotune.trial import MAX_REGRESSION
+from lora_autotune.workload import PRESETS, reaching, workload_lines
+
+CONFIGS = Path(lora_autotune.__file__).parent / "configs"
+WORKLOADS = CONFIGS / "workloads"
+TREES = [CONFIGS, *(sorted(WORKLOADS.iterdir()) if WORKLOADS.is_dir() else [])]
+FILES = [
+    file
+    for tree in TREES
+    for file in sorted((tree / FOLDER).rglob("*.json"))
+    if not is_provenance(file)
+]
+
+each_tree = pytest.mark.parametrize("tree", TREES, ids=lambda tree: tree.name)
+each_file = pytest.mark.parametrize(
+    "file", FILES, ids=lambda file: file.relative_to(CONFIGS).as_posix()
+)
+
+
+def tree_of(file: Path) -> Path:
+    return file.parent.parent.parent
+
+
+def origins(file: Path) -> dict[int, Provenance]:
+    """Chunk size -> where its config is from."""
+    table = read_config_file(file)
+    found = {chunk: find_provenance(file, chunk, config) for chunk, config in table.items()}
+    assert not [text for text in found.values() if isinstance(text, str)]
+    return {chunk: entry for chunk, entry in found.items() if isinstance(entry, Provenance)}
+
+
+@each_tree
+def test_a_tree_is_sound_and_holds_nothing_else(tree: Path) -> None:
+    checked = dict(check_tree(tree / FOLDER))
+    assert checked
+    assert set(checked.values()) == {None}
+    others = {path.name for path in tree.iterdir()} - {FOLDER}
+    assert others <= ({"landscapes", "workloads", "sglang"} if tree == CONFIGS else set())
+    left = [path for path in (tree / FOLDER).rglob("*") if path.is_file()]
+    assert all(path.suffix == ".json" for path in left)
+
+
+@each_tree
+def test_a_tree_is_of_a_preset_and_covers_what_the_default_tree_does(tree: Path) -> None:
+    # As a root it stands alone: a shape that it lacks would get the defaults.
+    assert tree == CONFIGS or tree.name in PRESETS
+    names = {file.relative_to(tree) for file in FILES if tree_of(file) == tree}
+    assert {file.relative_to(CONFIGS) for file in FILES if tree_of(file) == CONFIGS} <= names
+
+
+@each_file
+def test_every_config_says_where_it_is_from(file: Path) -> None:
+    tree = tree_of(file)
+    for chunk, entry in origins(file).items():
+        usual = default_workload(chunk) if tree == CONFIGS else PRESETS[tree.name]
+        assert entry.workload == workload_lines(reaching(usual, chunk) or usual)
+        assert chunk in CHUNK_SIZES
+        assert file.parent.name == version_folder(entry.triton)
+        assert file.name.endswith(f"device={entry.gpu.replace(' ', '_')}.json")
+        assert not entry.replayed
+        assert entry.kernels == "builtin"
+        assert entry.kernels_version
+        assert entry.driver
+        assert entry.command
+
+
+@each_file
+def test_no_config_loses_on_any_batch_that_it_was_tuned_on(file: Path) -> None:
+    for entry in origins(file).values():
+        pairs = zip(entry.times_us, entry.default_times_us, strict=True)
+        assert all(time <= (1 + MAX_REGRESSION) * default for time, default in pairs)
+        kernel = "shrink" if file.name.startswith("lora_shrink") else "expand"
+        if entry.config == DEFAULT_CONFIGS[kernel].as_dict():
+            assert entry.times_us == entry.default_times_us
+
+
+@each_file
+def test_a_server_that_is_given_the_tree_gets_the_configs(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ROOT_VARIABLE, str(tree_of(file)))
+    clear_cache()
+    entry = next(iter(origins(file).values()))
+    kernel, *sizes = file.name.removeprefix("lora_").split(",")
+    K, R, S = (int(word.partition("=")[2]) for word in sizes[:3])
+    here = {"device_name": entry.gpu, "triton_version": entry.triton}
+    table = read_config_file(file)
+    assert get_lora_configs(kernel, K, R, S, **here) == table
+    lookup = explain_lookup(kernel, K, R, S, 16, **here)
+    assert lookup.path == file
+    clear_cache()
