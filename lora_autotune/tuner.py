@@ -23,6 +23,7 @@ from lora_autotune.selection import (
     select,
 )
 from lora_autotune.space import DEFAULT_CONFIGS, Config, SearchSpace, named_space
+from lora_autotune.starting_points import starting_points
 from lora_autotune.strategy import (
     Strategy,
     StrategyOptions,
@@ -180,7 +181,7 @@ def tune_all(
     def begin(job: Job) -> None:
         waiting.remove(job)
         scout = plan[job].scout
-        first = () if scout is None else best[known[scout]]
+        first = best[known[scout]] if scout is not None else _starting_points(job)
         searches[job] = _search(job, strategy, plan[job], timeout_s, seed, first, max_regression)
         report(job, "search")
 
@@ -211,6 +212,10 @@ def tune_all(
             continue
         report(done, "finalists")
         yield _conclude(done, searches.pop(done), strategy, finalists, rounds)
+
+
+def _starting_points(job: Job) -> tuple[Config, ...]:
+    return starting_points(job.task, job.problem.space)
 
 
 def _search(

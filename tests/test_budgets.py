@@ -34,15 +34,15 @@ MODEL = [problem(task) for task in tasks_for(load_model_shape("Qwen3-0.6B"), ran
 @pytest.mark.parametrize("strategy", ["auto", "gp"])
 def test_who_starts_from_a_scouts_best_needs_less_the_closer_the_less(strategy: str) -> None:
     assert budgets(ALIKE, strategy) == [
-        Budget(trials=12, scout=2),
-        Budget(trials=20, scout=2),
-        Budget(trials=40),
+        Budget(trials=10, scout=2),
+        Budget(trials=16, scout=2),
+        Budget(trials=32),
     ]
 
 
 @pytest.mark.parametrize("strategy", ["tpe", "random", "a plug-in", None])
 def test_other_strategies_have_no_scouts(strategy: str | None) -> None:
-    assert budgets(ALIKE, strategy) == [Budget(trials=40)] * 3
+    assert budgets(ALIKE, strategy) == [Budget(trials=32)] * 3
 
 
 def test_grid_has_every_config_and_the_default() -> None:
@@ -65,14 +65,14 @@ def test_the_budget_grows_with_the_space() -> None:
         for name in ("reference", "wide")
         for kernel in ("shrink", "expand")
     ]
-    assert [default_trials(space) for space in spaces] == [40, 40, 40, 60]
+    assert [default_trials(space) for space in spaces] == [32, 32, 32, 48]
 
 
 def test_what_a_model_takes() -> None:
     found = budgets(MODEL, "auto")
-    assert Counter(one.trials for one in found) == {60: 4, 40: 4, 30: 4, 20: 8, 18: 4, 12: 4}
-    assert sum(one.trials for one in found) == 800
-    assert sum(one.trials for one in budgets(MODEL, "random")) == 1360
+    assert Counter(one.trials for one in found) == {48: 4, 32: 4, 24: 4, 16: 8, 14: 4, 10: 4}
+    assert sum(one.trials for one in found) == 640
+    assert sum(one.trials for one in budgets(MODEL, "random")) == 1088
 
 
 def test_no_tasks_need_no_budget() -> None:

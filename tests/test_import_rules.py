@@ -23,7 +23,7 @@ LAYERS = (
     {"strategy", "evaluator", "loader", "model", "workload"},
     {"landscape", "kernels", "pruning"},
     {"strategies", "journal", "selection", "evaluators", "recorder", "search", "neighbours"},
-    {"budgets"},
+    {"budgets", "starting_points"},
     {"result", "benchmark"},
     {"tuner", "doctor", "sglang"},
     {"testing"},

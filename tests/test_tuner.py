@@ -20,6 +20,7 @@ from lora_autotune.provenance import Provenance, find_provenance
 from lora_autotune.result import TuningResult, write_result
 from lora_autotune.search import MAX_FRUITLESS_ASKS
 from lora_autotune.space import DEFAULT_CONFIGS, Config, SearchSpace, named_space
+from lora_autotune.starting_points import starting_points
 from lora_autotune.task import PREFILL, Task
 from lora_autotune.trial import Failure, Measurement, Pruned, Trial
 from lora_autotune.tuner import Job, tune, tune_all
@@ -543,7 +544,7 @@ def test_without_a_budget_the_others_have_a_share_of_their_scouts():
             on_progress=lambda progress: budgets.update({progress.task.K: progress.budget}),
         )
     )
-    assert budgets == {1024: 12, 1040: 12, 1056: 40}
+    assert budgets == {1024: 10, 1040: 10, 1056: 32}
     assert {result.task.K: result.trials for result in results} == budgets
 
 
@@ -618,3 +619,11 @@ def test_tasks_share_twice_what_a_machine_can_hold(capacity, tasks, expected):
     hall = Hall(tasks, capacity=capacity)
     list(tune_all(hall.jobs(), at_once=tasks, strategy="grid"))
     assert hall.first_in_flight == [expected] * tasks
+
+
+def test_a_search_without_a_scout_tries_the_starting_points_first():
+    hall = Hall(1)
+    (job,) = (replace(job, space=None) for job in hall.jobs())
+    list(tune_all([job], strategy="gp", trials=12))
+    first = starting_points(job.task, job.problem.space)
+    assert tuple(hall.benches[0].evaluated[1 : 1 + len(first)]) == first

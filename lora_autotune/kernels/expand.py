@@ -107,6 +107,7 @@ def _expand_group(
     S: tl.constexpr,
     GROUP: tl.constexpr,
     OVERLAP: tl.constexpr,
+    RAGGED_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -137,13 +138,14 @@ def _expand_group(
                     BLOCK_K,
                 )  # fmt: skip
             else:
-                # x comes element by element: narrow tiles keep this branch's code, and compiling,
-                # small.
-                NARROW: tl.constexpr = BLOCK_N if BLOCK_N < 32 else 32
+                # x comes element by element, so all its columns at once. Small tiles keep this
+                # branch's code, and compiling, small.
+                NARROW: tl.constexpr = 32 if GROUP * BLOCK_M >= 64 else 2048 // (GROUP * BLOCK_M)
                 _add_product(
                     x_rows, w_adapter, out_rows, live, scaling, slice_offsets, rank,
-                    column, column_end, first_slice, end_slice, OUTPUT_DIM, R, True, NARROW,
-                    BLOCK_K,
+                    column, column_end, first_slice, end_slice, OUTPUT_DIM, R, True,
+                    BLOCK_N if BLOCK_N < NARROW else NARROW,
+                    BLOCK_K if BLOCK_K > RAGGED_K else RAGGED_K,
                 )  # fmt: skip
 
 
@@ -167,6 +169,7 @@ def expand_kernel(
     ROUNDS: tl.constexpr,
     GROUP: tl.constexpr,
     OVERLAP: tl.constexpr,
+    RAGGED_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -179,6 +182,7 @@ def expand_kernel(
     every access is aligned; a tile that a slice boundary crosses is visited once for each
     slice, with the rows of ``weights`` outside the slice masked. An adapter of rank r reads slice i
     of x at columns [i * r, (i + 1) * r). OVERLAP: see :mod:`lora_autotune.kernels.overlap`.
+    RAGGED_K: least BLOCK_K where the rank is no multiple of 8.
     """
     column = tl.program_id(0) * walk * BLOCK_N
     column_end = tl.minimum(column + walk * BLOCK_N, OUTPUT_DIM)
@@ -197,7 +201,8 @@ def expand_kernel(
             _expand_group(
                 group, x, weights, output, output_stride, seg_indptr, weight_indices, lora_ranks,
                 permutation, scalings, slice_offsets, num_segs, column, column_end, first_slice,
-                end_slice, OUTPUT_DIM, R, S, GROUP, OVERLAP, BLOCK_M, BLOCK_N, BLOCK_K,
+                end_slice, OUTPUT_DIM, R, S, GROUP, OVERLAP, RAGGED_K, BLOCK_M, BLOCK_N,
+                BLOCK_K,
             )  # fmt: skip
             group += tl.num_programs(2)
             more = beyond & (group * GROUP < num_segs)
@@ -205,5 +210,6 @@ def expand_kernel(
         _expand_group(
             group, x, weights, output, output_stride, seg_indptr, weight_indices, lora_ranks,
             permutation, scalings, slice_offsets, num_segs, column, column_end, first_slice,
-            end_slice, OUTPUT_DIM, R, S, GROUP, OVERLAP, BLOCK_M, BLOCK_N, BLOCK_K,
+            end_slice, OUTPUT_DIM, R, S, GROUP, OVERLAP, RAGGED_K, BLOCK_M, BLOCK_N,
+            BLOCK_K,
         )  # fmt: skip

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+RAGGED_COLUMNS = 128
+"""Most columns of x that expand loads at once for a rank that is no multiple of 8."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
@@ -136,7 +139,7 @@ def expand_launch(
         config: BLOCK_N, BLOCK_K and the options to pass on.
         schedule: how the work maps to programs; None: as suits the batch and the device.
     """
-    output_dim = weights.shape[1]
+    output_dim, rank = weights.shape[1:]
     tiles = cdiv(output_dim, config["BLOCK_N"])
     if schedule is None:
         schedule = expand_schedule(batch, tiles, _multiprocessors(x.device))
@@ -163,10 +166,11 @@ def expand_launch(
         ),
         constants={
             "OUTPUT_DIM": output_dim,
-            "R": weights.shape[2],
+            "R": rank,
             "S": slice_offsets.shape[0] - 1,
             "ROUNDS": schedule.rounds,
             "GROUP": schedule.group,
+            "RAGGED_K": min(RAGGED_COLUMNS, 1 << (rank - 1).bit_length()),
             "BLOCK_M": batch.chunk_size,
             **overlap_options(x.device),
             **config,

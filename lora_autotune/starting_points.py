@@ -1,0 +1,54 @@
+"""Configs that did well wherever they were measured: what a search tries that has no scout.
+
+From the runs on an H200 that made the shipped configs and from `scripts/bench_kernels.py`'s rows:
+each is the best, or within 3% of it, of several shapes at some chunk size, and all of them together
+hold one within 3% of the best that was found for every shape. On another GPU they are guesses.
+"""
+
+from __future__ import annotations
+
+from lora_autotune.space import Config, SearchSpace
+from lora_autotune.task import Task
+
+_SHRINK = (
+    (64, 64, 4, 3),
+    (16, 256, 4, 4),
+    (64, 64, 8, 3),
+    (32, 256, 8, 2),
+    (64, 64, 4, 4),
+    (32, 256, 4, 3),
+)
+"""BLOCK_N, BLOCK_K, warps, stages."""
+
+_EXPAND = (
+    (128, 1, 4, 1, 128),
+    (128, 2, 4, 3, 168),
+    (128, 1, 4, 1, None),
+    (64, 1, 4, 1, 128),
+    (128, 1, 4, 3, 168),
+    (64, 1, 4, 3, 168),
+    (128, 1, 4, 1, 168),
+    (128, 1, 8, 1, 128),
+)
+"""BLOCK_N, steps in which the rank is gone through, warps, stages, maxnreg."""
+
+
+def starting_points(task: Task, space: SearchSpace) -> tuple[Config, ...]:
+    """Those for a task that a space holds, the most promising first."""
+    found = [
+        Config(BLOCK_N=block_n, BLOCK_K=block_k, num_warps=warps, num_stages=stages)
+        for block_n, block_k, warps, stages in _SHRINK
+    ]
+    if task.kernel == "expand":
+        deepest = 1 << (task.R - 1).bit_length()
+        found = [
+            Config(
+                BLOCK_N=block_n,
+                BLOCK_K=min(64, max(16, deepest // steps)),
+                num_warps=warps,
+                num_stages=stages,
+                maxnreg=maxnreg,
+            )
+            for block_n, steps, warps, stages, maxnreg in _EXPAND
+        ]
+    return tuple(config for config in dict.fromkeys(found) if config in space)
