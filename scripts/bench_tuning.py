@@ -200,7 +200,7 @@ def main() -> None:
         contest(pair)
     if "model" in jobs:
         model = _of_model("model", bench)
-        some = list(model)[::3]
+        some = list(model)[::4]
         of_grid = bench.winners("model, reference", some, "tune_tasks.py", *on_reference)
         contest({"model": {task: model[task] for task in some}, "model, reference": of_grid})
     show(bench, rows)

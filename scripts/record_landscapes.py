@@ -3,7 +3,7 @@
     python scripts/record_landscapes.py [WORD..] [--out DIR] [--limit SECONDS] [--list]
 
 With words, those whose file names hold any of them. What lies in the folder already is left out, so
-that a run which was cut short is simply started again. One to two minutes each on one H200.
+that a run which was cut short is simply started again. Up to two minutes each on one H200.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lora_autotune.cli.command import public_command
 from lora_autotune.errors import LoraAutotuneError
 from lora_autotune.landscape import landscape_file_name
 from lora_autotune.model import load_model_shape, tasks_for
-from lora_autotune.task import Task, Workload
+from lora_autotune.task import Task, Workload, default_workload
 from lora_autotune.workload import PRESETS, reaching
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,17 +29,18 @@ QKV = ("shrink", 1024, 3), ("expand", 4096, 3)
 O_PROJ = ("shrink", 2048, 1), ("expand", 1024, 1)
 
 WANTED = (
-    # A default server, where one config serves few rows and many.
-    ("Qwen3-0.6B", 64, "chat", 16, (*QKV, *O_PROJ)),
+    # What scripts/tune replays where there is no GPU: the default workload.
+    ("Qwen3-0.6B", 64, None, 64, QKV),
     # A larger model's decode steps, with a small rank.
     ("Llama-3.1-8B", 16, "decode", 16, (("shrink", 4096, 3), ("expand", 6144, 3))),
-    # The larger chunk sizes, which only prefill reaches.
-    ("Qwen3-0.6B", 64, "prefill", 128, QKV),
-    ("Qwen3-0.6B", 64, "prefill", 64, QKV),
-    ("Qwen3-0.6B", 64, "prefill", 128, O_PROJ),
-    ("Qwen3-0.6B", 64, "prefill", 64, O_PROJ),
+    # A default server, where one config serves few rows and many.
+    ("Qwen3-0.6B", 64, None, 16, QKV),
+    ("Qwen3-0.6B", 64, "chat", 16, (*QKV, *O_PROJ)),
+    ("Qwen3-0.6B", 64, None, 128, QKV),
+    ("Qwen3-0.6B", 64, None, 64, O_PROJ),
 )
-"""Model, rank, preset, chunk size, and (kernel, K, S) of its tasks; the most wanted first."""
+"""Model, rank, preset (None: the default workload), chunk size, and (kernel, K, S) of its tasks; the
+most wanted first."""
 
 
 def wanted() -> dict[str, tuple[Task, Workload]]:
@@ -48,7 +49,7 @@ def wanted() -> dict[str, tuple[Task, Workload]]:
     for model, rank, preset, chunk_size, shapes in WANTED:
         tasks = tasks_for(load_model_shape(model), rank=rank, chunk_sizes=[chunk_size])
         by_shape = {(task.kernel, task.K, task.S): task for task in tasks}
-        batches = reaching(PRESETS[preset], chunk_size)
+        batches = reaching(PRESETS[preset], chunk_size) if preset else default_workload(chunk_size)
         for task in (by_shape[shape] for shape in shapes):
             found[landscape_file_name(task, batches)] = task, batches
     return found
