@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from lora_autotune.neighbours import Problem, close, scouts
 from lora_autotune.space import DEFAULT_CONFIGS, SearchSpace
 
-HINTS = 8
-"""Configs of its scout that a task tries first, after the default."""
+HINTS = 4
+"""Configs of its scout that a task tries after the default and before the starting points."""
 
 CLOSE_SHARE, FAR_SHARE = 0.3, 0.5
 """Of the usual budget, what a task has whose scout is close, and one whose scout is farther."""

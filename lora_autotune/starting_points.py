@@ -1,4 +1,4 @@
-"""Configs that did well wherever they were measured: what a search tries that has no scout.
+"""Configs that did well wherever they were measured: what a search tries before it asks its model.
 
 From the runs on an H200 that made the shipped configs and from `scripts/bench_kernels.py`'s rows:
 each is the best, or within 3% of it, of several shapes at some chunk size, and all of them together

@@ -143,6 +143,7 @@ def tune_all(
     The searches of tasks whose evaluators share a machine overlap: one task's candidates compile
     while another's are measured. Of tasks that are alike one, the scout, is searched first; the
     others wait for its search, try first what did best there, and need fewer trials of their own.
+    Then, and for a scout at once, come the starting points.
     Scouts go first, else tasks keep their order.
 
     Args:
@@ -181,7 +182,8 @@ def tune_all(
     def begin(job: Job) -> None:
         waiting.remove(job)
         scout = plan[job].scout
-        first = best[known[scout]] if scout is not None else _starting_points(job)
+        found = () if scout is None else best[known[scout]]
+        first = (*found, *starting_points(job.task, job.problem.space))
         searches[job] = _search(job, strategy, plan[job], timeout_s, seed, first, max_regression)
         report(job, "search")
 
@@ -212,10 +214,6 @@ def tune_all(
             continue
         report(done, "finalists")
         yield _conclude(done, searches.pop(done), strategy, finalists, rounds)
-
-
-def _starting_points(job: Job) -> tuple[Config, ...]:
-    return starting_points(job.task, job.problem.space)
 
 
 def _search(

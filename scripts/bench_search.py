@@ -7,7 +7,8 @@ Prints, for each landscape and for the mean over them, the regret after 30 and a
 how many configs it takes to come within 1% of the best. Regret: the best cost so far over the
 landscape's best, less 1. Every different config that was asked for counts, failures included; for
 ours so does the default, which is always measured. Ours run with 8 configs in flight, the others in
-sequence, which is easier for them. A strategy that ends early keeps what it has.
+sequence, which is easier for them. A strategy that ends early keeps what it has. What `tune` does
+is called "+ starting points": they were chosen from other runs, but on the GPU of the landscapes.
 
 Then the wall-clock time to 1%, modelled: the recorded compile times on 14 workers, the measured
 time that the strategy thinks, and 50 ms of the one GPU for each config. The better of the
@@ -32,9 +33,13 @@ import numpy as np
 import search_rivals
 from search_replay import Run, landscapes, replay
 
+from lora_autotune.landscape import read_landscape
+from lora_autotune.starting_points import starting_points
+
 COUNT = 50
 EARLY = 30
-OURS = ("gp", "tpe", "random")
+STARTED = " + starting points"
+OURS = ("gp" + STARTED, "tpe" + STARTED, "gp", "tpe", "random")
 PLAIN = "optuna TPESampler()"
 FOREIGN = "kernel tuner "
 
@@ -54,7 +59,9 @@ def run(job: tuple[str, Path, int]) -> Run | str:
     """One search, or why there is none."""
     name, file, seed = job
     if name in OURS:
-        return replay(name, file, seed, COUNT)
+        landscape = read_landscape(file)
+        first = starting_points(landscape.task, landscape.space) if STARTED in name else ()
+        return replay(name.removesuffix(STARTED), landscape, seed, COUNT, first=first)
     if name == PLAIN:
         regrets = search_rivals.plain_optuna(file, seed, COUNT)
     else:

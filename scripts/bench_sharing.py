@@ -5,11 +5,11 @@
 
 Every ordered pair of landscapes of one kernel, dtype, rank and space, on the batches that both
 have. The first, the scout, is searched with the usual budget; the second then starts from its best
-configs, as many as --hints say, and its regret (its best cost over the landscape's best, less 1) is
-printed after so many configs, the default's included, as mean and 90th percentile over the seeds;
-"share" is what the tuner gives it. Beside it stands a search from nothing, and what it has reached
-with the usual budget. Pairs of one chunk size are the case;
-those of different ones are for contrast. Then what the tuner's budgets come to for a model.
+configs, as many as --hints say, from the tuner's starting points, or from both. Its regret (its
+best cost over the landscape's best, less 1) is printed after so many configs, the default's
+included, as mean and 90th percentile over the seeds; "share" is what the tuner gives it, "budget"
+what it gives a scout. Beside them stands a search from nothing. Pairs of one chunk size are the
+case; those of different ones are for contrast. Then what the tuner's budgets come to for a model.
 
 --journal: the record of `lora-autotune tune --model Qwen3-0.6B --rank 64`, of any strategy. For
 each ordered pair of tasks that are alike: how the costs of the configs that both measured rank
@@ -44,6 +44,7 @@ from lora_autotune.landscape import Landscape, read_landscape
 from lora_autotune.model import load_model_shape, tasks_for
 from lora_autotune.neighbours import Problem, close
 from lora_autotune.space import DEFAULT_CONFIGS, Config, named_space
+from lora_autotune.starting_points import starting_points
 from lora_autotune.task import Instance, Task, default_workload
 from lora_autotune.trial import Measurement, Trial, tuning_cost
 
@@ -118,12 +119,18 @@ def run(job: Job) -> Rows:
     pair, seed, strategy, hints = job
     usual = default_trials(pair.follower.space)
     share = round(usual * (CLOSE_SHARE if pair.near else FAR_SHARE))
-    costs = replay(strategy, pair.scout, seed, default_trials(pair.scout.space)).costs
+    points = starting_points(pair.scout.task, pair.scout.space)
+    scouted = default_trials(pair.scout.space)
+    costs = replay(strategy, pair.scout, seed, scouted, first=points).costs
     best = [c for c in sorted(costs, key=costs.__getitem__) if c not in DEFAULT_CONFIGS.values()]
     regrets = {SCRATCH: replay(strategy, pair.follower, seed, usual).regrets}
+    starts = {"starting points": points}
     for count in hints:
-        found = replay(strategy, pair.follower, seed, max(LENGTHS), first=best[:count])
-        regrets[f"after its best {count}"] = found.regrets
+        starts[f"its best {count}"] = tuple(best[:count])
+        starts[f"its best {count}, then both"] = (*best[:count], *points)
+    for name, first in starts.items():
+        found = replay(strategy, pair.follower, seed, max(usual, *LENGTHS), first=first)
+        regrets[name] = found.regrets
     return {
         name: [*(values[length - 1] for length in (*LENGTHS, share)), values[-1]]
         for name, values in regrets.items()
@@ -139,7 +146,7 @@ def show(title: str, cells: Mapping[str, np.ndarray]) -> None:
         values = 100 * np.minimum(regrets, WORST)
         columns = zip(values.mean((0, 1)), np.quantile(values, 0.9, axis=1).mean(0), strict=True)
         text = [f"{mean:7.2f}{tail:6.1f}" for mean, tail in columns]
-        print(f"{name:22}" + "".join(text if name == SCRATCH else text[:-1]))
+        print(f"{name:22}" + "".join(text))
 
 
 def sharing(options: argparse.Namespace) -> None:

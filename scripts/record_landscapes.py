@@ -39,8 +39,8 @@ WANTED = (
     ("Qwen3-0.6B", 64, None, 128, QKV),
     ("Qwen3-0.6B", 64, None, 64, O_PROJ),
 )
-"""Model, rank, preset (None: the default workload), chunk size, and (kernel, K, S) of its tasks; the
-most wanted first."""
+"""Model, rank, preset (None: the default workload), chunk size, (kernel, K, S) of its tasks. What is
+most wanted comes first."""
 
 
 def wanted() -> dict[str, tuple[Task, Workload]]:

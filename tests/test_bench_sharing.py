@@ -59,9 +59,10 @@ def test_pairs_share_a_kernel_and_batches_and_those_of_one_chunk_size_come_first
 def test_a_row_ends_with_the_share_and_the_whole_budget(script):
     (pair, _) = script.pairs([of(K=1024), BOTH])
     rows = script.run((pair, 0, "gp", (2,)))
-    assert set(rows) == {script.SCRATCH, "after its best 2"}
+    starts = {"starting points", "its best 2", "its best 2, then both"}
+    assert set(rows) == {script.SCRATCH, *starts}
     share = round(default_trials(BOTH.space) * FAR_SHARE)
-    regrets = rows["after its best 2"]
+    regrets = rows["its best 2"]
     assert regrets[len(script.LENGTHS)] == regrets[script.LENGTHS.index(share)]
     assert regrets[:-2] == sorted(regrets[:-2], reverse=True)
 
