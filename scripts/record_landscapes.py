@@ -39,7 +39,7 @@ WANTED = (
     ("Qwen3-0.6B", 64, None, 128, QKV),
     ("Qwen3-0.6B", 64, None, 64, O_PROJ),
 )
-"""Model, rank, preset (None: the default workload), chunk size, (kernel, K, S) of its tasks. What is
+"""Model, rank, preset (None: default workload), chunk size, (kernel, K, S) of its tasks. What is
 most wanted comes first."""
 
 
