@@ -162,7 +162,7 @@ def test_a_plan_says_what_is_ahead_and_what_is_done(
         "configs": 400,
         "trials": 32,
         "tuned": True,
-        "estimate_s": 2.7,
+        "estimate_s": 3.2,
     }
     assert [(line["chunk_size"], line["tuned"]) for line in rest] == [
         (32, False),
@@ -209,11 +209,11 @@ def test_a_plan_is_plain_lines_or_a_table(
     monkeypatch.setattr(planning, "compile_workers", lambda: 14)
     words = ["tune", "--dry-run", *SHRINK, *HERE, "--chunk-sizes", "16", "32"]
     assert run(*words) == 0
-    ahead = "400 configs, 32 trials, about 2.7 s; not tuned yet"
+    ahead = "400 configs, 32 trials, about 3.2 s; not tuned yet"
     assert capsys.readouterr().out.splitlines() == [
         f"shrink K=1024 R=64 S=3 chunk 16: 32:8 (50%) 30720:1 (50%); {ahead}",
         f"shrink K=1024 R=64 S=3 chunk 32: 128:8 (50%) 30720:1 (50%); {ahead}",
-        "2 tasks, 64 trials, about 5 s with 14 compile workers; 0 tuned already",
+        "2 tasks, 64 trials, about 6 s with 14 compile workers; 0 tuned already",
     ]
 
     def terminal(**options: object) -> Console:

@@ -25,9 +25,9 @@ from lora_autotune.result import task_config_path
 from lora_autotune.space import SearchSpace, named_space
 from lora_autotune.task import Task, Workload
 
-WORKER_SECONDS = 113 * 14 / (16 * 40 + 12 * 60)
-"""Seconds of one compile worker that a trial takes, finalists included: 16 tasks of 40 trials and
-12 of 60 took 113 s on an H200's host of 16 cores, with 14 of them. Compiling is most of it."""
+WORKER_SECONDS = 65 * 14 / 640
+"""Seconds of one compile worker that a trial takes, finalists included: 28 tasks of 640 trials took
+65 s on an H200's host of 16 cores, with 14 of them. Compiling is most of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
