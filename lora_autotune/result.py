@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -136,7 +135,7 @@ def _provenance(result: TuningResult, config: Config, command: str | None) -> Pr
         command=command,
         workload=workload_lines(result.workload),
         dtype=task.dtype,
-        slices=tuple(b - a for a, b in pairwise(task.slice_offsets or ())),
+        slices=task.slice_widths,
         gpu=platform.device,
         driver=platform.driver,
         triton=platform.triton,

@@ -221,6 +221,11 @@ class Task:
             "chunk_size": self.chunk_size,
         }
 
+    @property
+    def slice_widths(self) -> tuple[int, ...]:
+        """Columns of each slice of expand's output; none for shrink."""
+        return tuple(b - a for a, b in itertools.pairwise(self.slice_offsets or ()))
+
     def __str__(self) -> str:
         return f"{self.kernel} K={self.K} R={self.R} S={self.S} chunk {self.chunk_size}"
 

@@ -147,7 +147,7 @@ def tune_all(
     Scouts go first, else tasks keep their order.
 
     Args:
-        jobs: the tasks.
+        jobs: the tasks, each once.
         at_once: most tasks under way; at most as many more wait until their finalists are measured.
         strategy: a strategy for a single job, or the name of one.
         trials: see :func:`tune`, as for the rest; it holds for each task, scout or not.
@@ -165,6 +165,8 @@ def tune_all(
         strategy_factory(strategy)  # an unknown name costs nothing yet
     named = strategy if isinstance(strategy, str) else None
     known = list(jobs)
+    if len(set(known)) < len(known):
+        raise UsageError("a job is there twice", hint="make one for each")
     allowed = budgets([job.problem for job in known], named, trials)
     plan = dict(zip(known, allowed, strict=True))
     waiting = sorted(known, key=lambda job: plan[job].scout is not None)
@@ -181,10 +183,12 @@ def tune_all(
 
     def begin(job: Job) -> None:
         waiting.remove(job)
-        scout = plan[job].scout
-        found = () if scout is None else best[known[scout]]
+        budget = plan[job]
+        found = () if budget.scout is None else best[known[budget.scout]]
+        if not found:  # it must find everything itself
+            (budget,) = budgets([job.problem], named, trials)
         first = (*found, *starting_points(job.task, job.problem.space))
-        searches[job] = _search(job, strategy, plan[job], timeout_s, seed, first, max_regression)
+        searches[job] = _search(job, strategy, budget, timeout_s, seed, first, max_regression)
         report(job, "search")
 
     def ask() -> None:

@@ -13,7 +13,7 @@ case; those of different ones are for contrast. Then what the tuner's budgets co
 
 --journal: the record of `lora-autotune tune --model Qwen3-0.6B --rank 64`, of any strategy. For
 each ordered pair of tasks that are alike: how the costs of the configs that both measured rank
-(Spearman), and how far the best of the default and the first one's best 8 are from the second's
+(Spearman), and how far the best of the default and the first one's best are from the second's
 best, as far as the second measured them. It says something about kernels of which there are no
 landscapes yet; what it says of a pair is no more than that.
 """
@@ -96,7 +96,8 @@ def pairs(found: Sequence[Landscape]) -> Iterator[Pair]:
 
 def _kind(landscape: Landscape) -> tuple[object, ...]:
     task = landscape.task
-    return task.kernel, task.dtype, task.R, tuple(landscape.space.axes.items())
+    made_by = landscape.platform.kernels_version
+    return task.kernel, task.dtype, task.R, made_by, tuple(landscape.space.axes.items())
 
 
 def narrowed(landscape: Landscape, batches: tuple[Instance, ...]) -> Landscape:

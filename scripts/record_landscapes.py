@@ -2,8 +2,9 @@
 
     python scripts/record_landscapes.py [WORD..] [--out DIR] [--limit SECONDS] [--list]
 
-With words, those whose file names hold any of them. What lies in the folder already is left out, so
-that a run which was cut short is simply started again. Up to two minutes each on one H200.
+With words, those whose file names hold any of them. What lies in the folder already, of the kernels
+as they are now, is left out: a run which was cut short is simply started again. Up to two minutes
+each on one H200.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lora_autotune.cli.command import public_command
 from lora_autotune.errors import LoraAutotuneError
-from lora_autotune.landscape import landscape_file_name
+from lora_autotune.kernels_version import builtin_kernels_version
+from lora_autotune.landscape import landscape_file_name, read_landscape
 from lora_autotune.model import load_model_shape, tasks_for
 from lora_autotune.task import Task, Workload, default_workload
 from lora_autotune.workload import PRESETS, reaching
@@ -66,8 +68,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """All of it; what one landscape fails with keeps no other from being recorded."""
+def main(words: Sequence[str] | None = None) -> int:
+    """The exit status; what one landscape fails with keeps no other from being recorded."""
     started_s = time.monotonic()
     words = sys.argv[1:] if words is None else words
     options = parse(words)
@@ -75,11 +77,11 @@ def main(words: Sequence[str] | None = None) -> None:
         name: pair
         for name, pair in wanted().items()
         if (not options.words or any(word in name for word in options.words))
-        and not (options.out / name).exists()
+        and not _is_there(options.out / name)
     }
     if options.list or not left:
         print("\n".join(left) or f"nothing is missing in {options.out}")
-        return
+        return 0
     from lora_autotune.evaluators.worker import start_fork_server
 
     start_fork_server()  # it imports Triton while this process goes on
@@ -88,6 +90,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
     arguments = public_command(words).removeprefix("lora-autotune")
     command = f"python scripts/record_landscapes.py{arguments}"
+    failed = 0
     with CudaMachine() as machine:
         for name, pair in left.items():
             if time.monotonic() - started_s > options.limit:
@@ -97,8 +100,17 @@ def main(words: Sequence[str] | None = None) -> None:
                 record_all(machine, [pair], options.out, space_name="wide", command=command)
             except LoraAutotuneError as error:
                 print(f"{name}: {error}", file=sys.stderr, flush=True)
+                failed = 1
             print(f"{time.monotonic() - started_s:.0f} s", flush=True)
+    return failed
+
+
+def _is_there(file: Path) -> bool:
+    """Whether a landscape was recorded on the kernels as they are now."""
+    if not file.exists():
+        return False
+    return read_landscape(file).platform.kernels_version == builtin_kernels_version()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

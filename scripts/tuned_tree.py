@@ -66,6 +66,7 @@ class TunedTree:
             isinstance(origin, Provenance)
             and origin.workload == workload_lines(self._workload)
             and origin.dtype == task.dtype
+            and origin.slices == task.slice_widths
             and origin.kernels == self._platform.kernels
             and origin.kernels_version == self._platform.kernels_version
             and not origin.replayed

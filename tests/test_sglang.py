@@ -6,6 +6,7 @@ processes.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import importlib.util
@@ -38,7 +39,7 @@ from lora_autotune.evaluators.gpu import Gpu
 from lora_autotune.evaluators.worker import Worker
 from lora_autotune.kernels.batch import make_batch
 from lora_autotune.kernels.launcher import launcher
-from lora_autotune.provenance import is_provenance
+from lora_autotune.provenance import is_provenance, read_provenance_file, write_with_provenance
 from lora_autotune.sglang import MODE_VARIABLE, activate, coverage, forwards, lookups
 from lora_autotune.sglang.batches import batch_view
 from lora_autotune.space import DEFAULT_CONFIGS, Config
@@ -420,6 +421,24 @@ def test_whatever_fails_the_originals_run_after_one_warning(
         assert forwards.around_shrink(original, x, weights, batch_info(), 3) is original
     (warning,) = (line for line in said(caplog, "WARNING") if "goes back" in line)
     assert warning == "LoRA shrink goes back to SGLang's kernel: ValueError: a bug of ours"
+
+
+def test_configs_that_were_tuned_on_its_kernels_are_said_where_ours_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = sorted(CONFIGS.rglob("lora_shrink*.provenance.json"))[0]
+    ours = read_provenance_file(shipped)[16]
+    path = config_file_path(
+        tmp_path, "shrink", 64, 16, 3, device_name=H200, triton_version=triton.__version__
+    )
+    write_with_provenance(path, 16, dataclasses.replace(ours, kernels="sglang-0.5.23"))
+    monkeypatch.setenv(loader.ROOT_VARIABLE, str(tmp_path))
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: H200)
+    x, weights = shrink_arguments()
+    forwards.around_shrink(Spy(), x, weights, batch_info(), 3)
+    warning = said(caplog, "WARNING")[0]
+    assert warning.endswith(f"{path} was tuned on sglang-0.5.23 kernels, and ours run")
 
 
 def test_what_is_not_even_a_batch_is_for_the_original_to_refuse() -> None:

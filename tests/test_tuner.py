@@ -577,6 +577,19 @@ def test_a_scout_that_found_nothing_holds_nobody_up():
     assert [result.selection.config for result in results] == [None] * 3
 
 
+def test_who_has_nothing_from_a_scout_has_the_whole_budget():
+    space = named_space("wide", "shrink")
+    hall = Hall(3, outcomes=dict.fromkeys([DEFAULT, *space], CRASH))
+    results = list(tune_all([replace(job, space=space) for job in hall.jobs()], strategy="gp"))
+    assert [result.trials for result in results] == [default_trials(space)] * 3
+
+
+def test_a_job_is_there_once():
+    (job,) = Hall(1).jobs()
+    with pytest.raises(UsageError, match="twice"):
+        list(tune_all([job, job]))
+
+
 def test_a_scout_whose_time_is_up_holds_nobody_up():
     results = list(tune_all(Hall(3).jobs(), strategy="gp", timeout_s=0.0))
     assert [result.trials for result in results] == [1] * 3

@@ -23,6 +23,10 @@ ADAPTER_SLOTS = 8
 class Batch:
     """What both kernels read besides their matrices. All tensors are on one device.
 
+    A launch may read them while the one in front of it on the stream still runs (see
+    :mod:`lora_autotune.kernels.overlap`): so that one must not be a kernel that writes them. A copy
+    from the host may.
+
     Attributes:
         seg_indptr: int32 (buffer + 1,), where each segment starts in permuted order.
         weight_indices: int32 (buffer,), each segment's adapter slot.

@@ -10,7 +10,9 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from lora_autotune.kernel_set import BUILTIN
 from lora_autotune.loader import DEFAULT_EXPAND_CONFIG, DEFAULT_SHRINK_CONFIG, explain_lookup
+from lora_autotune.provenance import Provenance, find_provenance
 from lora_autotune.sglang.batches import batch_view
 from lora_autotune.sglang.coverage import config_fault, expand_gap, shrink_gap
 from lora_autotune.sglang.saying import say_once, warn_once
@@ -123,6 +125,10 @@ def _decision(kernel: str, shape: tuple[Any, ...], gap: str | None) -> Config | 
         warn_once(f"{name}: {found.path}: {fault}; using the defaults")
         default = DEFAULT_SHRINK_CONFIG if kernel == "shrink" else DEFAULT_EXPAND_CONFIG
         return dict(default)
+    if found.path is not None and found.chunk_size is not None:
+        origin = find_provenance(found.path, found.chunk_size, found.config)
+        if isinstance(origin, Provenance) and origin.kernels != BUILTIN:
+            warn_once(f"{name}: {found.path} was tuned on {origin.kernels} kernels, and ours run")
     words = " ".join(f"{key}={value}" for key, value in found.config.items())
     say_once(f"{name}: lora_autotune's kernel with {words} ({found.reason})")
     return found.config
