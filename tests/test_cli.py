@@ -216,6 +216,30 @@ def test_of_shipped_landscapes_of_one_task_the_one_on_the_usual_batches_is_repla
     assert batches() == [[512, 8192]]
 
 
+def test_of_shipped_landscapes_alike_one_of_the_kernels_here_is_replayed_else_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tuning, "SHIPPED_LANDSCAPES", tmp_path)
+
+    def recorded(name: str, default_us: float, version: str | None) -> None:
+        file = landscape_file(tmp_path, 64, default_us=default_us)
+        one = read_landscape(file)
+        file.unlink()
+        platform = replace(one.platform, kernels_version=version)
+        write_landscape(tmp_path / name, replace(one, platform=platform))
+
+    def replayed_us() -> float:
+        words = ["--trials", "3", "--json", "--out", str(tmp_path / "out")]
+        assert run("tune", "--replay", *words) == 0
+        return float(json.loads(capsys.readouterr().out)["default_us"])
+
+    recorded("a.jsonl.gz", 11.0, None)
+    recorded("c.jsonl.gz", 13.0, "an old one")
+    assert replayed_us() == 11.0
+    recorded("b.jsonl.gz", 12.0, builtin_kernels_version())
+    assert replayed_us() == 12.0
+
+
 def test_a_replay_that_no_landscape_fits_is_refused(
     files: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

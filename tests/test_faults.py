@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 
 import lora_autotune
+from lora_autotune import cli
 from lora_autotune.config_file import merge_config_file, read_config_file
 from lora_autotune.config_tree import check_tree
 from lora_autotune.errors import EvaluatorError
@@ -442,13 +443,13 @@ def test_the_winner_is_the_same_where_the_driver_named_another_gpu(stage, monkey
 def test_a_gpu_that_torch_does_not_open_is_one_clear_error(stage, monkeypatch, opened, words):
     play_the_driver(monkeypatch, H200, functools.partial(fault_jobs.answer, opened))
     stage.play()
-    with (
-        pytest.raises(EvaluatorError) as caught,
-        CudaMachine(compile_workers=1) as machine,
-    ):
-        list(tune_all(stage.jobs(machine, [SHRINK]), strategy="grid"))
-    (line,) = str(caught.value).splitlines()
-    assert words in line
+    with CudaMachine(compile_workers=1) as machine:
+        for landscape in [SHRINK, DECODE]:  # what is tuned next is not measured either
+            with pytest.raises(EvaluatorError) as caught:
+                list(tune_all(stage.jobs(machine, [landscape]), strategy="grid"))
+            (line,) = str(caught.value).splitlines()
+            assert words in line
+    assert all(record.trials == [] for record in stage.records.values())
 
 
 def test_a_torch_without_cuda_is_an_error_at_once(stage, monkeypatch):
@@ -458,9 +459,64 @@ def test_a_torch_without_cuda_is_an_error_at_once(stage, monkeypatch):
         CudaMachine(compile_workers=1)
 
 
+def test_a_run_that_opens_no_gpu_leaves_an_earlier_record_where_it_is(
+    stage, monkeypatch, tmp_path, capsys
+):
+    play_the_driver(monkeypatch, H200, functools.partial(fault_jobs.answer, "torch sees none"))
+    monkeypatch.setattr("lora_autotune.evaluators.cores.compile_workers", lambda: 1)
+    stage.play()
+    waited = []
+    wait_until_open = CudaMachine.wait_until_open
+    monkeypatch.setattr(
+        CudaMachine, "wait_until_open", lambda self: waited.append(1) or wait_until_open(self)
+    )
+    words = ["tune", "--out", str(tmp_path / "out"), "--trials", "3"]
+    task = ["--kernel", "shrink", "-K", "1024", "-S", "3", "--rank", "64", "--chunk-sizes", "64"]
+    record = tmp_path / "out" / "tune.journal"
+
+    assert cli.main([*words, *task]) == 1  # none is there: nobody waits before compiling begins
+    assert "torch sees none" in capsys.readouterr().err
+    assert waited == []
+    record.unlink()
+
+    assert cli.main([*words, "--replay", str(FILES[SHRINK.task])]) == 0
+    before = record.read_bytes()
+    capsys.readouterr()
+    assert cli.main([*words, *task]) == 1
+    assert "torch sees none" in capsys.readouterr().err
+    assert waited == [1]
+    assert record.read_bytes() == before
+    assert not record.with_name("tune-1.journal").exists()
+
+
+@pytest.mark.parametrize("started", range(4))
+def test_ctrl_c_while_a_machine_starts_leaves_nothing(stage, monkeypatch, started):
+    play_the_driver(monkeypatch, H200, fault_jobs.describe)
+    left = iter(range(started))  # the bench worker, the driver's, and compilers
+    start = Worker._start
+
+    def interrupted(worker) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        start(worker)
+
+    monkeypatch.setattr(Worker, "_start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        CudaMachine(compile_workers=3)
+    stage.check_traces()
+
+
+def test_an_error_while_a_machine_starts_leaves_nothing(stage, monkeypatch):
+    monkeypatch.setattr(driver, "first_gpu", functools.partial(fault_jobs.answer, None))
+    monkeypatch.setattr(bench_jobs, "describe", functools.partial(fault_jobs.answer, "none here"))
+    with pytest.raises(EvaluatorError, match="none here"):
+        CudaMachine()
+    stage.check_traces()
+
+
 class Killer:
     """Kills workers at random moments, but none before the last death was noticed and made good:
-    a candidate that is hit twice is out."""
+    a candidate that is hit twice is out, and so is a machine whose start is."""
 
     def __init__(self, seed: int) -> None:
         self.killed: list[int] = []
@@ -475,7 +531,7 @@ class Killer:
         hit = any(job is not None and job.killed for job in jobs)
         unnoticed = {worker._process.pid for worker in workers} & set(self.killed)
         busy = any(thread.is_alive() for thread in self._threads)
-        if self._due < 0 and not (hit or unnoticed or busy):
+        if self._due < 0 and not (hit or unnoticed or busy or way._failed_starts):
             self._due = self._random.randrange(4)
             worker = self._random.choice([machine.bench, *workers])
             delay_s = self._random.uniform(0, 0.01)

@@ -430,16 +430,54 @@ def test_a_new_bench_worker_opens_the_gpu_before_its_first_candidate():
 
 
 @pytest.mark.parametrize("died", [CRASHED, KILLED, TIMED_OUT])
-def test_a_bench_worker_that_does_not_start_costs_a_candidate(died):
+def test_a_bench_worker_that_starts_at_the_second_try_costs_its_candidate_nothing(died):
     stage = Stage()
     lane = stage.lane()
     stage.submit(lane, A)
     stage.bench.warm = False
     stage.compiled()
-    stage.measured(died)
-    if died is KILLED:
+    for ending in (KILLED, reply()):  # the first one needs a third start, which fails too
         stage.measured(died)
-    assert outcomes(lane)[A].kind == ("timeout" if died.timed_out else "crash")
+        stage.bench.warm = True
+        stage.bench.finish(None)
+        stage.pipeline.pump(0)
+        stage.bench.warm = False
+        stage.measured(ending)
+    names = [job.name for job in stage.bench.jobs]
+    assert names == ["warm_up", "warm_up", "measure"] * 2
+    assert outcomes(lane) == {A: reply().outcome}
+
+
+@pytest.mark.parametrize("died", [CRASHED, KILLED, TIMED_OUT])
+def test_a_bench_worker_that_does_not_start_twice_in_a_row_is_an_error(died):
+    stage = Stage()
+    lane = stage.lane()
+    stage.submit(lane, A, B)
+    stage.bench.warm = False
+    stage.compiled()
+    stage.measured(died)
+    with pytest.raises(EvaluatorError, match=f"measures does not start: {died.message}"):
+        stage.measured(died)
+    assert [job.name for job in stage.bench.jobs] == ["warm_up", "warm_up"]
+    assert not lane.finished
+
+
+def test_a_contest_is_not_charged_for_a_bench_worker_that_does_not_start():
+    answers = iter([CRASHED, None])
+
+    def bench(job):
+        if job.name != "warm_up":
+            return [[(1.0, 1.0)]]
+        answer = next(answers)
+        stage.bench.warm = answer is None
+        return answer
+
+    stage = Stage(measured=bench)
+    stage.bench.warm = False
+    lane = stage.lane()
+    lane.compiled.add(A)
+    assert stage.pipeline.remeasure(lane, [A], 1) == [[(1.0, 1.0)]]
+    assert [job.name for job in stage.bench.jobs] == ["warm_up", "warm_up", "remeasure"]
 
 
 class Opening(Stage):
@@ -484,8 +522,10 @@ def test_what_was_compiled_for_another_gpu_is_compiled_anew():
     lane = stage.lane()
     stage.submit(lane, A, B, C)
     stage.compiled()
+    assert lane.compiled == {A}
     other = Worker()
     stage.pipeline.compile_anew([other])
+    assert lane.compiled == set()
     stage.measured("a GPU")
     for _ in range(3):
         other.finish(FINE)
@@ -493,6 +533,41 @@ def test_what_was_compiled_for_another_gpu_is_compiled_anew():
         stage.measured()
     assert sorted(map(str, other.configs)) == sorted(map(str, [A, B, C]))
     assert set(outcomes(lane)) == {A, B, C}
+
+
+def test_nothing_is_compiled_for_a_contest_before_the_gpu_is_known():
+    stage = Opening()
+    stage.pipeline = Pipeline(stage.bench, stage.compilers, refusing)
+    stage.bench.finish("another GPU")
+    with pytest.raises(EvaluatorError, match="another GPU"):
+        stage.pipeline.remeasure(stage.lane(), [A], 1)
+    assert stage.compilers[0].jobs == []
+
+
+def refusing(found) -> None:
+    raise EvaluatorError(f"not {found}")
+
+
+def test_a_gpu_that_was_refused_is_refused_ever_after():
+    stage = Opening()
+    stage.pipeline = Pipeline(stage.bench, stage.compilers, refusing)
+    one, two = evaluator_of(stage), evaluator_of(stage, stage.lane(OTHER))
+    one.submit(A)
+    stage.bench.finish("another GPU")
+    foretold = Config(BLOCK_N=128, BLOCK_K=512, num_stages=5)
+    for refused in (
+        one.collect,
+        lambda: one.poll(0),
+        lambda: one.submit(B),
+        lambda: two.submit(foretold),
+        lambda: two.poll(0),
+        lambda: two.remeasure([A], rounds=1),
+        stage.pipeline.wait_until_open,
+    ):
+        with pytest.raises(EvaluatorError, match="not another GPU"):
+            refused()
+    one.close()
+    assert [job.name for job in stage.bench.jobs] == ["describe"]
 
 
 def test_the_default_has_time_to_compile():

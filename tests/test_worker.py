@@ -1,5 +1,6 @@
 import ctypes
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lora_autotune.errors import EvaluatorError
-from lora_autotune.evaluators.worker import Died, Worker
+from lora_autotune.evaluators.worker import Died, Worker, start_fork_server
 
 state = []
 
@@ -119,6 +120,29 @@ def test_a_job_that_computes_too_long_is_killed(worker, job):
     assert died.timed_out
     assert "0.5 s of computing" in died.message
     assert worker.call(read_state, timeout_s=60) == ["ready"]
+
+
+def test_it_is_warm_after_a_job_until_its_process_is_dead(worker):
+    assert not worker.warm
+    pid = worker.call(process_id, timeout_s=60)
+    assert worker.warm
+    os.kill(pid, signal.SIGKILL)
+    worker._process.join()
+    assert not worker.warm
+    worker.call(process_id, timeout_s=60)
+    assert worker.warm
+
+
+def test_a_start_that_is_interrupted_leaves_no_file(tmp_path, monkeypatch):
+    def interrupted(process):
+        raise KeyboardInterrupt
+
+    start_fork_server()  # its socket is no temporary file of ours
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("multiprocessing.context.ForkServerProcess.start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Worker()
+    assert list(tmp_path.iterdir()) == []
 
 
 def short_sleep():

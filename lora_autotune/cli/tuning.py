@@ -26,6 +26,7 @@ from lora_autotune.errors import UsageError
 from lora_autotune.evaluator import Evaluator, Platform
 from lora_autotune.journal import Journal
 from lora_autotune.kernel_set import BUILTIN, set_of
+from lora_autotune.kernels_version import builtin_kernels_version
 from lora_autotune.landscape import Landscape, read_landscape
 from lora_autotune.provenance import refuse_other_kernels
 from lora_autotune.result import TuningResult, task_config_path, write_result
@@ -101,17 +102,21 @@ def _journal(arguments: Any, screen: Screen) -> Journal:
     """The run's journal; what an earlier run left in the default place is kept aside."""
     if arguments.journal is not None:
         return Journal(arguments.journal)
-    journal = Journal(arguments.out / "tune.journal", fresh=not arguments.resume)
+    journal = Journal(_usual_journal(arguments), fresh=not arguments.resume)
     if journal.aside is not None:
         words = shlex.join(["--resume", "--journal", str(journal.aside)])
         screen.say(f"The record of an earlier run is kept as {journal.aside} ({words} goes on).")
     return journal
 
 
+def _usual_journal(arguments: Any) -> Path:
+    return Path(arguments.out / "tune.journal")
+
+
 def _jobs(
     arguments: Any, benches: Iterator[tuple[Evaluator, SearchSpace]], journal: Journal
 ) -> Iterator[Job]:
-    """Each evaluator with its record, opened when its turn comes."""
+    """Each evaluator with its record; all are opened before anything is measured."""
     for evaluator, space in benches:
         record = journal.open(
             evaluator.task,
@@ -138,6 +143,9 @@ def _gpu_benches(arguments: Any, stack: contextlib.ExitStack) -> _Benches:
         refuse_other_kernels(file, machine.platform.kernels)
     if arguments.only_missing:
         work = {t: w for t, w in work.items() if not is_tuned(t, machine.platform, arguments.out)}
+    afresh = arguments.journal is None and not arguments.resume
+    if work and afresh and _usual_journal(arguments).exists():
+        machine.wait_until_open()  # a run that can measure nothing leaves that record in its place
     benches = (
         (
             machine.evaluator(
@@ -197,11 +205,20 @@ def _landscapes(arguments: Any) -> list[Landscape]:
 
 
 def _one_of_each_task(landscapes: Sequence[Landscape]) -> list[Landscape]:
-    """Of those of one task the one on the batches that tuning takes by default, else the first."""
+    """The one of each task, on each platform, that is most like a run here.
+
+    That is one on the batches that tuning takes by default, where there is such; of those one of
+    the kernels as they are now; of those the first, by name.
+    """
+
+    def likeness(one: Landscape) -> tuple[bool, bool]:
+        is_usual = one.workload == default_workload(one.task.chunk_size)
+        return is_usual, one.platform.kernels_version == builtin_kernels_version()
+
     chosen: dict[tuple[Task, Platform], Landscape] = {}
     for one in landscapes:
-        is_usual = one.workload == default_workload(one.task.chunk_size)
-        if is_usual or (one.task, one.platform) not in chosen:
+        best = chosen.setdefault((one.task, one.platform), one)
+        if likeness(one) > likeness(best):
             chosen[one.task, one.platform] = one
     return list(chosen.values())
 

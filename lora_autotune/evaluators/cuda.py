@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 import tempfile
@@ -42,45 +43,53 @@ class CudaMachine:
         platform: what measurements made here are labelled with.
 
     Raises:
-        EvaluatorError: no CUDA device, no torch and triton that can use it, or no such kernels. An
-            evaluator raises it where it is the bench worker that cannot open the device.
+        EvaluatorError: no CUDA device, no torch and triton that can use it, or no such kernels.
+            Where it is the bench worker that cannot open the device, evaluators raise it, always.
     """
 
     def __init__(self, *, compile_workers: int | None = None, kernels: str = BUILTIN) -> None:
         launched, torch = launcher(kernels), torch_build()
-        self._cache_dir = tempfile.mkdtemp(prefix="lora-autotune-triton-")
         self.compilers: list[Worker] = []
-        self._bench = Worker(bench_jobs.set_up, self._cache_dir)
-        self._bench.submit(bench_jobs.describe, timeout_s=SETUP_TIMEOUT_S)
-        probe = Worker()
-        probe.submit(driver.first_gpu, timeout_s=DRIVER_TIMEOUT_S)
-        version = launched.version  # while the driver answers
-        found, driver_version = _answers(probe)
-        if found is None or torch.cuda is None:
-            found = self._bench.result()
-        if not isinstance(found, Gpu):
-            self.close()
-            raise _no_device(found)
-        self.gpu = found
-        self.platform = Platform(
-            device=found.name,
-            triton=found.triton,
-            kernels=launched.name,
-            kernels_version=version,
-            driver=driver_version,
-            torch=torch.version,
-        )
-        self.compilers = self._start_compilers(compile_workers or cores.compile_workers())
-        self._pipeline = Pipeline(self._bench, self.compilers, self._opened)
+        with contextlib.ExitStack() as stack:  # where something fails, nothing is left
+            self._cache_dir = tempfile.mkdtemp(prefix="lora-autotune-triton-")
+            stack.callback(shutil.rmtree, self._cache_dir, ignore_errors=True)
+            self._bench = Worker(bench_jobs.set_up, self._cache_dir)
+            stack.callback(self._end_workers)
+            self._bench.submit(bench_jobs.describe, timeout_s=SETUP_TIMEOUT_S)
+            with contextlib.closing(Worker()) as probe:
+                probe.submit(driver.first_gpu, timeout_s=DRIVER_TIMEOUT_S)
+                version = launched.version  # while the driver answers
+                found, driver_version = _answers(probe)
+            if found is None or torch.cuda is None:
+                found = self._bench.result()
+            if not isinstance(found, Gpu):
+                raise _no_device(found)
+            self.gpu = found
+            self.platform = Platform(
+                device=found.name,
+                triton=found.triton,
+                kernels=launched.name,
+                kernels_version=version,
+                driver=driver_version,
+                torch=torch.version,
+            )
+            self._start_compilers(compile_workers or cores.compile_workers())
+            self._pipeline = Pipeline(self._bench, self.compilers, self._opened)
+            self._stack = stack.pop_all()
 
     @property
     def bench(self) -> Worker:
         """The worker that measures, once it has opened the GPU."""
-        self._pipeline.wait_until_open()
+        self.wait_until_open()
         return self._bench
 
-    def _start_compilers(self, count: int) -> list[Worker]:
-        return [Worker(compiling.set_up, self.gpu, self._cache_dir) for _ in range(count)]
+    def wait_until_open(self) -> None:
+        """Wait until the bench worker has opened the GPU; raises EvaluatorError if it cannot."""
+        self._pipeline.wait_until_open()
+
+    def _start_compilers(self, count: int) -> None:
+        for _ in range(count):
+            self.compilers.append(Worker(compiling.set_up, self.gpu, self._cache_dir))
 
     def _opened(self, found: Gpu | str | Died) -> None:
         """Compile anew if the GPU is not quite what the driver told: what is measured counts."""
@@ -93,9 +102,11 @@ class CudaMachine:
             )
         if found != self.gpu:
             self.gpu = found
+            count = len(self.compilers)
             for worker in self.compilers:
                 worker.close()
-            self.compilers = self._start_compilers(len(self.compilers))
+            self.compilers = []
+            self._start_compilers(count)
             self._pipeline.compile_anew(self.compilers)
 
     def __enter__(self) -> CudaMachine:  # noqa: PYI034 - Self needs Python 3.11
@@ -111,12 +122,14 @@ class CudaMachine:
 
     def close(self) -> None:
         """End every worker and remove what they compiled."""
+        self._stack.close()
+
+    def _end_workers(self) -> None:
         workers = [self._bench, *self.compilers]
         for worker in workers:
             worker.kill()
         for worker in workers:
             worker.close()
-        shutil.rmtree(self._cache_dir, ignore_errors=True)
 
     def evaluator(
         self,
@@ -143,15 +156,12 @@ class CudaMachine:
 
 
 def _answers(probe: Worker) -> tuple[Gpu | None, str | None]:
-    """The driver's first device, which was asked for, and its version; the process ends."""
-    try:
-        gpu = probe.result()
-        if isinstance(gpu, Died):
-            return None, None
-        version = probe.call(driver.driver_version, timeout_s=DRIVER_TIMEOUT_S)
-        return gpu, None if isinstance(version, Died) else version
-    finally:
-        probe.close()
+    """The driver's first device, which was asked for, and its version."""
+    gpu = probe.result()
+    if isinstance(gpu, Died):
+        return None, None
+    version = probe.call(driver.driver_version, timeout_s=DRIVER_TIMEOUT_S)
+    return gpu, None if isinstance(version, Died) else version
 
 
 def _no_device(found: str | Died) -> EvaluatorError:
@@ -178,6 +188,7 @@ class CudaEvaluator:
 
     def submit(self, config: Config, /) -> None:
         """Hand over a config to evaluate; returns at once."""
+        self._pipeline.check()
         failure = None
         if self.platform.kernels == BUILTIN:  # the rule is not known to hold for others
             failure = foretold_failure(self.task, config, smem_bytes=self._machine.gpu.smem_bytes)
@@ -195,6 +206,7 @@ class CudaEvaluator:
 
     def poll(self, wait_s: float, /) -> Trial | None:
         """The next finished trial; waits for at most one event of the machine."""
+        self._pipeline.check()
         if wait_s > 0 and not self._lane.finished and self._lane.in_flight > 0:
             self._pipeline.pump(wait_s)
         if self._lane.trouble is not None:

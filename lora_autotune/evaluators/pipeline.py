@@ -138,6 +138,14 @@ class Pipeline:
         self._compiled: deque[_Candidate] = deque()
         self._contests: deque[_Contest] = deque()
         self._on_bench: _Candidate | _Contest | None = None
+        self._starting = False
+        self._failed_starts = 0
+        self._refusal: EvaluatorError | None = None
+
+    def check(self) -> None:
+        """Raise again why the bench worker could not open the GPU, if so: it stays like that."""
+        if self._refusal is not None:
+            raise self._refusal
 
     def submit(self, lane: Lane, config: Config) -> None:
         """Send a candidate on its way; the default goes first and has time: all must beat it."""
@@ -168,11 +176,17 @@ class Pipeline:
 
     def wait_until_open(self) -> None:
         """Wait for the bench worker's description of the GPU, if it is still at it."""
+        self.check()
         while self._bench.busy and self._on_bench is None:
             self.pump(math.inf)
 
     def compile_anew(self, compilers: Sequence[Worker]) -> None:
-        """Go on with other compilers, who compile again what nobody has measured yet."""
+        """Go on with other compilers, who compile again what nobody has measured yet.
+
+        What has failed to compile by then stays failed.
+        """
+        for candidate in self._compiled:  # all that was compiled: nothing is measured so early
+            candidate.lane.compiled.clear()
         self._waiting.extendleft([*self._compiled, *self._compiling.values()])
         self._compiled.clear()
         self._compiling.clear()
@@ -193,6 +207,7 @@ class Pipeline:
 
     def remeasure(self, lane: Lane, configs: Sequence[Config], rounds: int) -> Rounds:
         """Measure again, and wait for it; see Evaluator.remeasure."""
+        self.wait_until_open()
         refused = self._compile_missing(lane, configs)
         contest = _Contest(lane, [c for c in configs if c not in refused], rounds)
         self._contests.append(contest)
@@ -251,7 +266,8 @@ class Pipeline:
     def _measure(self, job: _Candidate | _Contest) -> None:
         self._on_bench = job
         subject = job.lane.subject
-        if not self._bench.warm:
+        self._starting = not self._bench.warm
+        if self._starting:
             self._bench.submit(bench_jobs.warm_up, timeout_s=SETUP_TIMEOUT_S)
         elif isinstance(job, _Contest):
             self._bench.submit(
@@ -280,19 +296,45 @@ class Pipeline:
                 self._receive_compiled(candidate, result)
             return
         job, self._on_bench = self._on_bench, None
-        result = worker.result()
         if job is None:
-            if self._opened is not None:
-                self._opened(result)
-        elif result is None:  # it has warmed up
-            self._measure(job)
+            self._receive_gpu()
+            return
+        result = worker.result()
+        if self._starting:
+            self._receive_start(job, result)
+        elif _deserves_another_try(job, result):
+            self._put_back(job)
         elif isinstance(job, _Contest):
-            if _deserves_another_try(job, result):
-                self._contests.appendleft(job)
-            else:
-                job.results = result
+            job.results = result
         else:
             self._receive_measured(job, result)
+
+    def _receive_gpu(self) -> None:
+        """Take in what came of opening the GPU."""
+        try:
+            found = self._bench.result()
+            if self._opened is not None:
+                self._opened(found)
+        except EvaluatorError as error:
+            self._refusal = error
+            raise
+
+    def _receive_start(self, job: _Candidate | _Contest, died: Died | None) -> None:
+        """The bench worker has started again, or died of it: that is not what the job did."""
+        if died is None:
+            self._failed_starts = 0
+            self._measure(job)
+            return
+        self._put_back(job)
+        self._failed_starts += 1
+        if self._failed_starts > 1:
+            raise EvaluatorError(f"the process that measures does not start: {died.message}")
+
+    def _put_back(self, job: _Candidate | _Contest) -> None:
+        if isinstance(job, _Contest):
+            self._contests.appendleft(job)
+        else:
+            self._compiled.appendleft(job)
 
     def _receive_compiled(self, candidate: _Candidate, result: Compiled | Died) -> None:
         if isinstance(result, Died):
@@ -318,9 +360,7 @@ class Pipeline:
             self._finish(candidate, result.failure)
 
     def _receive_measured(self, candidate: _Candidate, result: Reply | str | Died) -> None:
-        if _deserves_another_try(candidate, result):
-            self._compiled.appendleft(candidate)
-        elif isinstance(result, Died):
+        if isinstance(result, Died):
             self._finish(candidate, _failure(result, "crash", "while measuring"))
         elif isinstance(result, str):
             candidate.lane.trouble = result

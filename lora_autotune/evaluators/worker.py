@@ -56,7 +56,7 @@ class Worker:
 
     Attributes:
         busy: a job was submitted whose result was not taken yet.
-        warm: it has finished a job, so the next does not pay for first times.
+        warm: its process has finished a job, so the next does not pay for first times.
     """
 
     def __init__(self, setup: Callable[..., None] | None = None, *args: Any) -> None:
@@ -71,13 +71,23 @@ class Worker:
         descriptor, name = tempfile.mkstemp(prefix="lora-autotune-worker-")
         os.close(descriptor)
         self._printed = Path(name)
-        self.warm = False
+        self._has_finished_one = False
         setup, args = self._setup
         self._process = context.Process(
             target=_serve, args=(theirs, name, setup, args), daemon=True
         )
-        self._process.start()
-        theirs.close()
+        try:
+            self._process.start()
+        except BaseException:  # Ctrl-C: the fork server may be at its imports for seconds
+            self._printed.unlink()
+            raise
+        finally:
+            theirs.close()
+
+    @property
+    def warm(self) -> bool:
+        """See the class: false again once the process is dead."""
+        return self._has_finished_one and self._process.is_alive()
 
     def submit(
         self, job: Callable[..., Any], *args: Any, timeout_s: float, cpu_limit_s: float = math.inf
@@ -123,7 +133,7 @@ class Worker:
             ready, reply = True, None
         self.busy = False
         if reply is not None:
-            self.warm = True
+            self._has_finished_one = True
             worked, value = reply
             if not worked:
                 raise EvaluatorError(f"a worker's job failed unexpectedly:\n{value}")
