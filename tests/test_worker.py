@@ -145,6 +145,22 @@ def test_a_start_that_is_interrupted_leaves_no_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_worker_whose_replacing_is_interrupted_can_be_closed(tmp_path, monkeypatch):
+    def interrupted(process):
+        raise KeyboardInterrupt
+
+    start_fork_server()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    worker = Worker()
+    pid = worker.call(process_id, timeout_s=60)
+    monkeypatch.setattr("multiprocessing.context.ForkServerProcess.start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        worker.replace()
+    worker.close()
+    assert not alive(pid)
+    assert list(tmp_path.iterdir()) == []
+
+
 def short_sleep():
     time.sleep(1.0)
     return "done"

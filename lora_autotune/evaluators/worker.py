@@ -168,7 +168,8 @@ class Worker:
         """Kill the process with all its children."""
         self.busy = False
         self.kill()
-        self._process.join()
+        if self._process.pid is not None:  # else its start was interrupted
+            self._process.join()
         self.connection.close()
         self._printed.unlink(missing_ok=True)
 
