@@ -78,7 +78,7 @@ def test_losing_more_on_an_instance_never_pays(batches):
     times_us, default_us, workload = unzip(batches)
     slower_us = (times_us[0] * 1.1, *times_us[1:])
     before, after = (tuning_cost(t, default_us, workload) for t in (times_us, slower_us))
-    assert after > before
+    assert after >= before  # equal where the first time is lost in rounding
 
 
 @pytest.mark.parametrize("times_us", [(), (1.0,), (1.0, 2.0, 3.0)])
