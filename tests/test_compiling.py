@@ -9,11 +9,15 @@ import pytest
 import triton
 
 from lora_autotune.evaluators import compiling
-from lora_autotune.evaluators.bounds import least_smem_bytes
+from lora_autotune.evaluators.bounds import (
+    foretold_failure,
+    least_smem_bytes,
+    served_smem_bytes,
+)
 from lora_autotune.evaluators.gpu import Gpu
 from lora_autotune.evaluators.worker import Died, Worker
 from lora_autotune.space import DEFAULT_CONFIGS, SPACE_NAMES, Config, named_space
-from lora_autotune.task import CHUNK_SIZES, KERNELS, Instance, Task
+from lora_autotune.task import CHUNK_SIZES, KERNELS, Instance, Task, default_workload
 from lora_autotune.testing import covering_configs
 
 H200 = Gpu(
@@ -36,8 +40,8 @@ def compiler(tmp_path_factory):
     worker.close()
 
 
-def compile_one(worker, task, config):
-    return worker.call(compiling.compile_config, task, WORKLOAD, config, timeout_s=120)
+def compile_one(worker, task, config, workload=WORKLOAD):
+    return worker.call(compiling.compile_config, task, workload, config, timeout_s=120)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -101,6 +105,17 @@ def test_too_much_shared_memory_is_a_failure_before_the_gpu_sees_it(compiler):
     assert failure is not None
     assert failure.kind == "resources"
     assert "shared memory" in failure.message
+
+
+def test_what_needs_too_much_between_few_rows_and_many_is_foretold(compiler):
+    task = Task(kernel="shrink", K=1024, R=64, S=3, chunk_size=16)
+    config = Config(BLOCK_N=16, BLOCK_K=512, num_warps=4, num_stages=4)
+    assert compile_one(compiler, task, config, default_workload(16)).failure is None
+    between = compile_one(compiler, task, config, (Instance(tokens=1024),))
+    assert between.failure.kind == "resources"
+    assert between.smem_bytes >= served_smem_bytes(task, config) > H200.smem_bytes
+    assert least_smem_bytes(task, config) <= H200.smem_bytes
+    assert foretold_failure(task, config, smem_bytes=H200.smem_bytes).kind == "resources"
 
 
 def test_what_the_compiler_refuses_is_a_failure(compiler):
