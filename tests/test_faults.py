@@ -27,7 +27,7 @@ from lora_autotune import cli
 from lora_autotune.config_file import merge_config_file, read_config_file
 from lora_autotune.config_tree import check_tree
 from lora_autotune.errors import EvaluatorError
-from lora_autotune.evaluators import bench_jobs, compiling, driver, pipeline
+from lora_autotune.evaluators import bench_jobs, candidate, compiling, driver, pipeline
 from lora_autotune.evaluators.cuda import CudaMachine
 from lora_autotune.evaluators.replay import ReplayEvaluator
 from lora_autotune.evaluators.torch_build import TorchBuild
@@ -278,8 +278,8 @@ def test_a_fault_while_compiling_is_the_failure_of_its_candidate(
     stage, monkeypatch, capfd, fault, kind, words
 ):
     if kind == "timeout":
-        monkeypatch.setattr(pipeline, "COMPILE_LIMIT_S", 0.4)
-        monkeypatch.setattr(pipeline, "PATIENT_COMPILE_LIMIT_S", 1.2)
+        monkeypatch.setattr(candidate, "COMPILE_LIMIT_S", 0.4)
+        monkeypatch.setattr(candidate, "PATIENT_COMPILE_LIMIT_S", 1.2)
         monkeypatch.setattr(pipeline, "COMPILE_TIMEOUT_S", 1.5 if fault != "computes" else 60.0)
     config = losers(SHRINK)[0]
     stage.tune([SHRINK], compiling={(SHRINK.task, config): fault})
@@ -293,7 +293,7 @@ def test_a_fault_while_compiling_is_the_failure_of_its_candidate(
 def test_what_compiles_slowly_is_measured_last_by_a_grid_and_given_up_by_others(
     stage, monkeypatch, patient
 ):
-    monkeypatch.setattr(pipeline, "COMPILE_LIMIT_S", 0.4)
+    monkeypatch.setattr(candidate, "COMPILE_LIMIT_S", 0.4)
     config = losers(SHRINK)[0]
     stage.tune([SHRINK], patient=patient, compiling={(SHRINK.task, config): "computes a little"})
     trials = {trial.config: trial for trial in stage.records[SHRINK.task].trials}
@@ -375,8 +375,8 @@ def test_where_nothing_can_be_measured_it_is_one_clear_error(stage, fault, words
 
 
 def test_faults_of_three_tasks_at_once_stay_with_their_candidates(stage, monkeypatch):
-    monkeypatch.setattr(pipeline, "COMPILE_LIMIT_S", 0.5)
-    monkeypatch.setattr(pipeline, "PATIENT_COMPILE_LIMIT_S", 0.7)
+    monkeypatch.setattr(candidate, "COMPILE_LIMIT_S", 0.5)
+    monkeypatch.setattr(candidate, "PATIENT_COMPILE_LIMIT_S", 0.7)
     monkeypatch.setattr(pipeline, "MEASURE_TIMEOUT_S", 1.5)
     kinds = {}
     faults = {"compiling": {}, "measuring": {}}

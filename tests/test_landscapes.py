@@ -8,8 +8,8 @@ import pytest
 import lora_autotune.landscape
 from lora_autotune import cli
 from lora_autotune.evaluators.bounds import foretold_failure, least_smem_bytes
+from lora_autotune.evaluators.candidate import COMPILE_LIMIT_S
 from lora_autotune.evaluators.measuring import MAX_SPILL_WORDS
-from lora_autotune.evaluators.pipeline import COMPILE_LIMIT_S
 from lora_autotune.evaluators.replay import ReplayEvaluator
 from lora_autotune.landscape import landscape_file_name, read_landscape, write_landscape
 from lora_autotune.space import DEFAULT_CONFIGS, Config, named_space

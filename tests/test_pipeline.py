@@ -14,10 +14,11 @@ import pytest
 
 from lora_autotune.errors import EvaluatorError
 from lora_autotune.evaluator import Platform
-from lora_autotune.evaluators import bench_jobs, compiling, measuring, pipeline
+from lora_autotune.evaluators import bench_jobs, candidate, compiling, measuring
 from lora_autotune.evaluators.compiling import Compiled
 from lora_autotune.evaluators.cuda import CudaEvaluator
-from lora_autotune.evaluators.pipeline import Lane, Pipeline
+from lora_autotune.evaluators.lane import Lane
+from lora_autotune.evaluators.pipeline import Pipeline
 from lora_autotune.evaluators.subject import Reply, Subject
 from lora_autotune.evaluators.worker import Died
 from lora_autotune.pruning import Standings
@@ -146,8 +147,8 @@ def test_a_slow_candidate_of_a_patient_lane_waits_until_nothing_else_does():
     worker = stage.compilers[0]
     assert worker.configs == [A, B, C, D, A]
     limits = [job.cpu_limit_s for job in worker.jobs]
-    of_two_kernels_s = 2 * pipeline.COMPILE_LIMIT_S
-    assert limits == [of_two_kernels_s] * 4 + [pipeline.PATIENT_COMPILE_LIMIT_S]
+    of_two_kernels_s = 2 * candidate.COMPILE_LIMIT_S
+    assert limits == [of_two_kernels_s] * 4 + [candidate.PATIENT_COMPILE_LIMIT_S]
     stage.compiled()
     stage.measured()
     assert isinstance(outcomes(patient)[A], Measurement)
@@ -163,7 +164,7 @@ def test_a_candidate_over_its_last_limit_is_a_timeout_of_that_length(patient):
         stage.compiled(TIMED_OUT)
     (trial,) = lane.finished
     assert trial.outcome == Failure(kind="timeout", message="while compiling: over its limit")
-    limit_s = pipeline.PATIENT_COMPILE_LIMIT_S if patient else 2 * pipeline.COMPILE_LIMIT_S
+    limit_s = candidate.PATIENT_COMPILE_LIMIT_S if patient else 2 * candidate.COMPILE_LIMIT_S
     assert trial.compile_s == limit_s
 
 
@@ -284,7 +285,7 @@ def test_measuring_again_compiles_what_an_earlier_process_measured():
     compiled = [config for worker in stage.compilers for config in worker.configs]
     assert sorted(compiled, key=str) == sorted([A, C], key=str)
     assert all(
-        job.cpu_limit_s == pipeline.PATIENT_COMPILE_LIMIT_S
+        job.cpu_limit_s == candidate.PATIENT_COMPILE_LIMIT_S
         for worker in stage.compilers
         for job in worker.jobs
     )
@@ -573,7 +574,7 @@ def test_a_gpu_that_was_refused_is_refused_ever_after():
 def test_the_default_has_time_to_compile():
     stage = Stage()
     stage.submit(stage.lane(), DEFAULT)
-    assert stage.compilers[0].jobs[0].cpu_limit_s == pipeline.PATIENT_COMPILE_LIMIT_S
+    assert stage.compilers[0].jobs[0].cpu_limit_s == candidate.PATIENT_COMPILE_LIMIT_S
 
 
 def test_jobs_are_the_workers_own_functions():

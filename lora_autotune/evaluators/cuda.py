@@ -14,7 +14,8 @@ from lora_autotune.evaluator import Platform
 from lora_autotune.evaluators import bench_jobs, compiling, cores, driver
 from lora_autotune.evaluators.bounds import foretold_failure
 from lora_autotune.evaluators.gpu import Gpu
-from lora_autotune.evaluators.pipeline import SETUP_TIMEOUT_S, Lane, Pipeline
+from lora_autotune.evaluators.lane import Lane
+from lora_autotune.evaluators.pipeline import SETUP_TIMEOUT_S, Pipeline
 from lora_autotune.evaluators.subject import Subject
 from lora_autotune.evaluators.torch_build import torch_build
 from lora_autotune.evaluators.worker import Died, Worker

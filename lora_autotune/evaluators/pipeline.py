@@ -9,17 +9,17 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from typing import Any
 
 from lora_autotune.errors import EvaluatorError
 from lora_autotune.evaluators import bench_jobs, compiling
+from lora_autotune.evaluators.candidate import Candidate, Contest, Rounds, deserves_another_try
 from lora_autotune.evaluators.compiling import Compiled
 from lora_autotune.evaluators.gpu import Gpu
-from lora_autotune.evaluators.subject import Reply, Subject
+from lora_autotune.evaluators.lane import Lane
+from lora_autotune.evaluators.subject import Reply
 from lora_autotune.evaluators.worker import Died, Worker
-from lora_autotune.pruning import Standings
 from lora_autotune.space import DEFAULT_CONFIGS, Config
 from lora_autotune.trial import (
     Failure,
@@ -29,13 +29,6 @@ from lora_autotune.trial import (
     Trial,
 )
 
-COMPILE_LIMIT_S = 1.5
-"""Seconds of computing that a candidate's compiling may take. On the shipped landscapes no config
-within 5% of the best took over 1.2 s, and shrink's slower ones were half of all compiling."""
-
-PATIENT_COMPILE_LIMIT_S = 30.0
-"""The same for a lane that wants every candidate measured; they wait until nothing else does."""
-
 COMPILE_TIMEOUT_S = 60.0
 """Wall-clock limit of a compile, for one that hangs without computing."""
 
@@ -44,74 +37,6 @@ SETUP_TIMEOUT_S = 180.0
 
 MEASURE_TIMEOUT_S = 20.0
 REMEASURE_TIMEOUT_S = 180.0
-
-Rounds = list[list[tuple[float, ...] | Failure]]
-
-
-@dataclass(eq=False, slots=True)
-class Lane:
-    """One task's share of the pipeline.
-
-    Attributes:
-        subject: what its candidates are measured on.
-        patient: candidates that compile slowly are measured too, after all others.
-        finished: trials that nobody collected yet.
-        in_flight: candidates that are not finished.
-        trouble: why its candidates cannot be measured at all.
-        standings: what the next candidate is compared with.
-    """
-
-    subject: Subject
-    patient: bool
-    finished: deque[Trial] = field(default_factory=deque)
-    in_flight: int = 0
-    trouble: str | None = None
-    compiled: set[Config] = field(default_factory=set)
-    standings: Standings = field(default_factory=Standings)
-
-    def learn(self, config: Config, outcome: Outcome) -> None:
-        """Keep the standings up to date."""
-        subject = self.subject
-        is_default = config == DEFAULT_CONFIGS[subject.task.kernel]
-        self.standings = self.standings.after(outcome, subject.workload, is_default=is_default)
-
-
-@dataclass(eq=False, slots=True)
-class _Candidate:
-    """A config on its way.
-
-    Attributes:
-        slow: it may take longer, because it has been over the limit or cannot be done without.
-        timed: it is to be measured once it is compiled.
-        killed: somebody killed the worker that had it; one more such death is its own failure.
-        compiled: what came of compiling it.
-    """
-
-    lane: Lane
-    config: Config
-    slow: bool = False
-    timed: bool = True
-    killed: bool = False
-    compiled: Compiled | None = None
-
-    @property
-    def compile_limit_s(self) -> float:
-        """Seconds of computing that compiling it may take."""
-        if self.slow:
-            return PATIENT_COMPILE_LIMIT_S
-        kernels = min(3, len(self.lane.subject.workload))  # for few rows, for many, in between
-        return kernels * COMPILE_LIMIT_S
-
-
-@dataclass(eq=False, slots=True)
-class _Contest:
-    """Configs to be measured again, side by side; ``killed`` as for a candidate."""
-
-    lane: Lane
-    configs: Sequence[Config]
-    rounds: int
-    killed: bool = False
-    results: Rounds | Died | str | None = None
 
 
 class Pipeline:
@@ -132,12 +57,12 @@ class Pipeline:
         self._bench = bench
         self._compilers = compilers
         self._opened = opened
-        self._waiting: deque[_Candidate] = deque()
-        self._slow: deque[_Candidate] = deque()
-        self._compiling: dict[Worker, _Candidate] = {}
-        self._compiled: deque[_Candidate] = deque()
-        self._contests: deque[_Contest] = deque()
-        self._on_bench: _Candidate | _Contest | None = None
+        self._waiting: deque[Candidate] = deque()
+        self._slow: deque[Candidate] = deque()
+        self._compiling: dict[Worker, Candidate] = {}
+        self._compiled: deque[Candidate] = deque()
+        self._contests: deque[Contest] = deque()
+        self._on_bench: Candidate | Contest | None = None
         self._starting = False
         self._failed_starts = 0
         self._refusal: EvaluatorError | None = None
@@ -151,9 +76,9 @@ class Pipeline:
         """Send a candidate on its way; the default goes first and has time: all must beat it."""
         lane.in_flight += 1
         if config == DEFAULT_CONFIGS[lane.subject.task.kernel]:
-            self._waiting.appendleft(_Candidate(lane, config, slow=True))
+            self._waiting.appendleft(Candidate(lane, config, slow=True))
         else:
-            self._waiting.append(_Candidate(lane, config))
+            self._waiting.append(Candidate(lane, config))
         self._feed()
 
     def abandon(self, lane: Lane) -> None:
@@ -209,7 +134,7 @@ class Pipeline:
         """Measure again, and wait for it; see Evaluator.remeasure."""
         self.wait_until_open()
         refused = self._compile_missing(lane, configs)
-        contest = _Contest(lane, [c for c in configs if c not in refused], rounds)
+        contest = Contest(lane, [c for c in configs if c not in refused], rounds)
         self._contests.append(contest)
         self._feed()
         while contest.results is None:
@@ -225,7 +150,7 @@ class Pipeline:
     def _compile_missing(self, lane: Lane, configs: Sequence[Config]) -> dict[Config, Failure]:
         """Compile what an earlier process measured; returns what cannot be compiled."""
         missing = [config for config in dict.fromkeys(configs) if config not in lane.compiled]
-        candidates = [_Candidate(lane, config, slow=True, timed=False) for config in missing]
+        candidates = [Candidate(lane, config, slow=True, timed=False) for config in missing]
         self._waiting.extendleft(candidates)
         self._feed()
         refused = {}
@@ -247,7 +172,7 @@ class Pipeline:
         elif not self._bench.busy and self._compiled:
             self._measure(self._compiled.popleft())
 
-    def _compile(self, worker: Worker, candidate: _Candidate) -> None:
+    def _compile(self, worker: Worker, candidate: Candidate) -> None:
         self._compiling[worker] = candidate
         if not worker.warm:
             worker.submit(compiling.warm_up, timeout_s=COMPILE_TIMEOUT_S)
@@ -263,13 +188,13 @@ class Pipeline:
             cpu_limit_s=candidate.compile_limit_s,
         )
 
-    def _measure(self, job: _Candidate | _Contest) -> None:
+    def _measure(self, job: Candidate | Contest) -> None:
         self._on_bench = job
         subject = job.lane.subject
         self._starting = not self._bench.warm
         if self._starting:
             self._bench.submit(bench_jobs.warm_up, timeout_s=SETUP_TIMEOUT_S)
-        elif isinstance(job, _Contest):
+        elif isinstance(job, Contest):
             self._bench.submit(
                 bench_jobs.remeasure,
                 subject,
@@ -302,9 +227,9 @@ class Pipeline:
         result = worker.result()
         if self._starting:
             self._receive_start(job, result)
-        elif _deserves_another_try(job, result):
+        elif deserves_another_try(job, result):
             self._put_back(job)
-        elif isinstance(job, _Contest):
+        elif isinstance(job, Contest):
             job.results = result
         else:
             self._receive_measured(job, result)
@@ -319,7 +244,7 @@ class Pipeline:
             self._refusal = error
             raise
 
-    def _receive_start(self, job: _Candidate | _Contest, died: Died | None) -> None:
+    def _receive_start(self, job: Candidate | Contest, died: Died | None) -> None:
         """The bench worker has started again, or died of it: that is not what the job did."""
         if died is None:
             self._failed_starts = 0
@@ -330,15 +255,15 @@ class Pipeline:
         if self._failed_starts > 1:
             raise EvaluatorError(f"the process that measures does not start: {died.message}")
 
-    def _put_back(self, job: _Candidate | _Contest) -> None:
-        if isinstance(job, _Contest):
+    def _put_back(self, job: Candidate | Contest) -> None:
+        if isinstance(job, Contest):
             self._contests.appendleft(job)
         else:
             self._compiled.appendleft(job)
 
-    def _receive_compiled(self, candidate: _Candidate, result: Compiled | Died) -> None:
+    def _receive_compiled(self, candidate: Candidate, result: Compiled | Died) -> None:
         if isinstance(result, Died):
-            if _deserves_another_try(candidate, result):
+            if deserves_another_try(candidate, result):
                 self._waiting.appendleft(candidate)
                 return
             if result.timed_out and candidate.lane.patient and not candidate.slow:
@@ -359,7 +284,7 @@ class Pipeline:
         else:
             self._finish(candidate, result.failure)
 
-    def _receive_measured(self, candidate: _Candidate, result: Reply | str | Died) -> None:
+    def _receive_measured(self, candidate: Candidate, result: Reply | str | Died) -> None:
         if isinstance(result, Died):
             self._finish(candidate, _failure(result, "crash", "while measuring"))
         elif isinstance(result, str):
@@ -370,7 +295,7 @@ class Pipeline:
             self._finish(candidate, result.outcome, result.resources)
 
     def _finish(
-        self, candidate: _Candidate, outcome: Outcome, resources: Resources | None = None
+        self, candidate: Candidate, outcome: Outcome, resources: Resources | None = None
     ) -> None:
         lane, compiled = candidate.lane, candidate.compiled
         lane.in_flight -= 1
@@ -383,18 +308,6 @@ class Pipeline:
                 resources=resources,
             )
         )
-
-
-def _deserves_another_try(job: _Candidate | _Contest, result: object) -> bool:
-    """Whether its worker was killed from outside (by hand, for want of memory) for the first time.
-
-    Else a candidate would be out for good, and a default or a contest that it hits would leave
-    nothing to choose by.
-    """
-    if not isinstance(result, Died) or not result.killed or job.killed:
-        return False
-    job.killed = True
-    return True
 
 
 def _failure(died: Died, kind: FailureKind, when: str) -> Failure:
