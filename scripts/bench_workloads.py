@@ -172,8 +172,8 @@ def compare(
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status: 1 where something is lacking."""
     options = parse(arguments)
-    words = public_command(sys.argv[1:] if arguments is None else arguments)
-    command = f"python scripts/bench_workloads.py{words.removeprefix('lora-autotune')}"
+    words = sys.argv[1:] if arguments is None else arguments
+    command = public_command(words, "python scripts/bench_workloads.py")
     models: dict[str, list[Task]] = {}
     for name, _, rank in (model.partition(":") for model in options.models):
         tasks = tasks_for(load_model_shape(name), rank=int(rank), chunk_sizes=[options.chunk_size])

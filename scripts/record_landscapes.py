@@ -88,8 +88,7 @@ def main(words: Sequence[str] | None = None) -> int:
     from lora_autotune.cli.recording import record_all
     from lora_autotune.evaluators.cuda import CudaMachine
 
-    arguments = public_command(words).removeprefix("lora-autotune")
-    command = f"python scripts/record_landscapes.py{arguments}"
+    command = public_command(words, "python scripts/record_landscapes.py")
     failed = 0
     with CudaMachine() as machine:
         for name, pair in left.items():

@@ -9,9 +9,9 @@ from pathlib import Path
 _OF_PLACES = ("--out", "--journal")
 
 
-def public_command(words: Sequence[str]) -> str:
-    """``lora-autotune`` with its arguments; of the paths on this machine only the last part."""
-    return shlex.join(["lora-autotune", *_public(words)])
+def public_command(words: Sequence[str], program: str = "lora-autotune") -> str:
+    """A program with its arguments; of the paths on this machine only the last part."""
+    return " ".join([program, *map(shlex.quote, _public(words))])
 
 
 def _public(words: Sequence[str]) -> Iterator[str]:

@@ -99,7 +99,12 @@ def is_tuned(task: Task, platform: Platform, out: Path) -> bool:
 
 def searched_space(arguments: Any, landscape: Landscape) -> SearchSpace:
     """Where a landscape is searched: the space that --space names, or all of it."""
-    return _named(arguments, landscape.task) if arguments.space else landscape.space
+    return asked_space(arguments, landscape.task) if arguments.space else landscape.space
+
+
+def asked_space(arguments: Any, task: Task) -> SearchSpace:
+    """The space that --space names, of the task's kernel."""
+    return named_space(arguments.space or "wide", task.kernel)
 
 
 def show_plan(plan: Sequence[Planned], *, json: bool) -> int:
@@ -117,15 +122,11 @@ def show_plan(plan: Sequence[Planned], *, json: bool) -> int:
     return 0
 
 
-def _named(arguments: Any, task: Task) -> SearchSpace:
-    return named_space(arguments.space or "wide", task.kernel)
-
-
 def _problems(arguments: Any, landscapes: Sequence[Landscape] | None) -> list[Problem]:
     if landscapes is None:
         platform = _platform_meant(arguments)
         return [
-            Problem(task=task, workload=load, platform=platform, space=_named(arguments, task))
+            Problem(task=task, workload=load, platform=platform, space=asked_space(arguments, task))
             for task, load in named_work(arguments).items()
         ]
     return [

@@ -14,7 +14,13 @@ from typing import Any
 
 from lora_autotune.cli.arguments import out_folder
 from lora_autotune.cli.command import public_command
-from lora_autotune.cli.planning import is_tuned, make_plan, searched_space, show_plan
+from lora_autotune.cli.planning import (
+    asked_space,
+    is_tuned,
+    make_plan,
+    searched_space,
+    show_plan,
+)
 from lora_autotune.cli.screen import Screen
 from lora_autotune.cli.tasks import (
     named_batches,
@@ -30,7 +36,7 @@ from lora_autotune.kernels_version import builtin_kernels_version
 from lora_autotune.landscape import Landscape, read_landscape
 from lora_autotune.provenance import refuse_other_kernels
 from lora_autotune.result import TuningResult, task_config_path, write_result
-from lora_autotune.space import SearchSpace, named_space
+from lora_autotune.space import SearchSpace
 from lora_autotune.strategy import strategy_factory
 from lora_autotune.task import Task, default_workload
 from lora_autotune.tuner import AT_ONCE, Job, tune_all
@@ -151,7 +157,7 @@ def _gpu_benches(arguments: Any, stack: contextlib.ExitStack) -> _Benches:
             machine.evaluator(
                 task, workload, prune=not everything, patient=everything, seed=arguments.seed
             ),
-            named_space(arguments.space or "wide", task.kernel),
+            asked_space(arguments, task),
         )
         for task, workload in work.items()
     )

@@ -17,7 +17,7 @@ from lora_autotune.kernel_set import BUILTIN, set_of
 from lora_autotune.kernels_version import builtin_kernels_version
 from lora_autotune.loader import ROOT_VARIABLE
 from lora_autotune.provenance import find_provenance, is_provenance
-from lora_autotune.sglang import DEFAULT_MODE, MODE_VARIABLE
+from lora_autotune.sglang import MODE_VARIABLE, chosen_mode
 
 _DEVICE = re.compile(r",device=(.+)\.json")
 _MOST_NAMED = 20
@@ -166,7 +166,7 @@ def _say_in_force(book: Notebook, labels: Collection[str]) -> dict[str, str] | N
     version = installed_version("sglang")
     if version is None:
         return None
-    mode = os.environ.get(MODE_VARIABLE, "").strip().lower() or DEFAULT_MODE
+    mode = chosen_mode()
     theirs = Path(loader.config_root("sglang"), FOLDER)
     of_theirs = str(theirs.parent) if mode != "off" and theirs.is_dir() else "its own files"
     text = f"SGLang {version}, {MODE_VARIABLE}={mode}: its kernels launch with {of_theirs}"

@@ -33,9 +33,14 @@ DEFAULT_MODE = "kernels"
 _log = logging.getLogger(__name__)
 
 
+def chosen_mode() -> str:
+    """What the environment asks for, which may be none of MODES."""
+    return os.environ.get(MODE_VARIABLE, "").strip().lower() or DEFAULT_MODE
+
+
 def activate() -> None:
     """Register the hooks of the chosen mode with SGLang's hook registry; never raises."""
-    mode = os.environ.get(MODE_VARIABLE, "").strip().lower() or DEFAULT_MODE
+    mode = chosen_mode()
     if mode not in MODES:
         _log.warning(
             "%s=%s is none of %s: LoRA is left to SGLang", MODE_VARIABLE, mode, ", ".join(MODES)
