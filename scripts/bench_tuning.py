@@ -32,16 +32,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rich.console import Console
 from rich.table import Table
+from side_by_side import beside_default, medians
 from task_words import to_word
 
 from lora_autotune.cli.tuning import SHIPPED_LANDSCAPES
 from lora_autotune.evaluators.cuda import CudaMachine
 from lora_autotune.landscape import read_landscape
 from lora_autotune.model import load_model_shape, tasks_for
-from lora_autotune.selection import paired_default
-from lora_autotune.space import DEFAULT_CONFIGS, Config
+from lora_autotune.space import Config
 from lora_autotune.task import Task, default_workload
-from lora_autotune.trial import Failure, relative_cost
+from lora_autotune.trial import relative_cost
 
 SCRIPTS = Path(__file__).resolve().parent
 MODEL, RANK = "Qwen3-0.6B", 64
@@ -124,22 +124,20 @@ def side_by_side(winners: Winners) -> list[dict[str, Any]]:
     with CudaMachine() as machine:
         for task in tasks:
             sides = {name: found[task] for name, found in winners.items() if task in found}
-            default = DEFAULT_CONFIGS[task.kernel]
-            configs = [default, *sides.values(), default]
             workload = default_workload(task.chunk_size)
-            evaluator = machine.evaluator(task, workload)
-            results = evaluator.remeasure(configs, rounds=ROUNDS)
-            if any(isinstance(one, Failure) for times in results for one in times):
+            measured = beside_default(
+                machine.evaluator(task, workload), list(sides.values()), ROUNDS
+            )
+            if measured is None:
                 print(f"{task}: a side failed when it was measured again", file=sys.stderr)
                 continue
-            first, *series, last = results
-            base, noise = paired_default(first, last, workload)
+            base, series, noise = measured
             row: dict[str, Any] = {"task": str(task), "noise": noise}
             for name, times in zip(sides, series, strict=True):
                 costs = [relative_cost(t, b, workload) for t, b in zip(times, base, strict=True)]
-                us = [median(column) for column in zip(*times, strict=True)]
+                us = medians(times)
                 row[name] = {"cost": median(costs), "us": us, "config": str(sides[name])}
-            row["default_us"] = [median(column) for column in zip(*base, strict=True)]
+            row["default_us"] = medians(base)
             rows.append(row)
     return rows
 

@@ -39,14 +39,25 @@ class Row:
     noise: float
 
 
-def side_by_side(evaluator: Evaluator, configs: Sequence[Config], rounds: int) -> Row | None:
-    """Two configs and the default, interleaved; None where one of them fails."""
+def beside_default(
+    evaluator: Evaluator, configs: Sequence[Config], rounds: int
+) -> tuple[list[Times], list[list[Times]], float] | None:
+    """(the default's times of each round, each config's, noise); None where one of them fails."""
     default = DEFAULT_CONFIGS[evaluator.task.kernel]
     results = evaluator.remeasure([default, *configs, default], rounds=rounds)
     if any(isinstance(one, Failure) for times in results for one in times):
         return None
     first, *series, last = results
     base, noise = paired_default(first, last, evaluator.workload)
+    return base, series, noise
+
+
+def side_by_side(evaluator: Evaluator, configs: Sequence[Config], rounds: int) -> Row | None:
+    """Two configs and the default, interleaved; None where one of them fails."""
+    found = beside_default(evaluator, configs, rounds)
+    if found is None:
+        return None
+    base, series, noise = found
     published, workload = (
         Side(config=str(config), us=medians(times), ratios=medians(relative(times, base)))
         for config, times in zip(configs, series, strict=True)
