@@ -14,20 +14,12 @@ from lora_autotune.evaluators.bounds import (
     least_smem_bytes,
     served_smem_bytes,
 )
-from lora_autotune.evaluators.gpu import Gpu
 from lora_autotune.evaluators.worker import Died, Worker
 from lora_autotune.space import DEFAULT_CONFIGS, SPACE_NAMES, Config, named_space
 from lora_autotune.task import CHUNK_SIZES, KERNELS, Instance, Task, default_workload
 from lora_autotune.testing import covering_configs
+from tests.gpus import H200
 
-H200 = Gpu(
-    name="NVIDIA H200",
-    capability=90,
-    multiprocessors=132,
-    smem_bytes=232_448,
-    l2_bytes=60 << 20,
-    triton="any",
-)
 WORKLOAD = (Instance(tokens=4096),)
 SHRINK = Task(kernel="shrink", K=256, R=32, S=3, chunk_size=32)
 EXPAND = Task(kernel="expand", K=512, R=32, S=2, chunk_size=32)

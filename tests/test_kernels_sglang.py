@@ -12,7 +12,6 @@ import pytest
 import lora_autotune
 from lora_autotune.errors import EvaluatorError, UsageError
 from lora_autotune.evaluators import compiling
-from lora_autotune.evaluators.gpu import Gpu
 from lora_autotune.evaluators.plan import (
     empty_operands,
     schedule_of,
@@ -26,15 +25,8 @@ from lora_autotune.kernels.launcher import launcher
 from lora_autotune.kernels.schedule import Schedule
 from lora_autotune.space import DEFAULT_CONFIGS, Config
 from lora_autotune.task import Instance, Task
+from tests.gpus import H200
 
-H200 = Gpu(
-    name="NVIDIA H200",
-    capability=90,
-    multiprocessors=132,
-    smem_bytes=232_448,
-    l2_bytes=60 << 20,
-    triton="any",
-)
 SHRINK = Task(kernel="shrink", K=72, R=16, S=3, chunk_size=16)
 EXPAND = Task(kernel="expand", K=72, R=16, S=3, chunk_size=16, slice_offsets=(0, 40, 56, 72))
 TUNED = Config(BLOCK_N=32, BLOCK_K=32, num_warps=4, num_stages=3)

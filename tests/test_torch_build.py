@@ -14,9 +14,10 @@ def test_it_is_what_torch_says():
 def test_it_does_not_import_torch():
     code = (
         "import sys; from lora_autotune.evaluators.torch_build import torch_build; torch_build()\n"
-        "assert 'torch' not in sys.modules"
+        "print('torch' in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "False\n"
 
 
 def test_where_there_is_none_it_is_as_if_it_was_imported(monkeypatch):
