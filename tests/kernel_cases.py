@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from lora_autotune.kernels.batch import make_batch
+from lora_autotune.kernels.batch import Batch, make_batch
 from lora_autotune.kernels.launch import expand_launch, shrink_launch
 from lora_autotune.kernels.reference import expand_reference, shrink_reference
 from lora_autotune.kernels.schedule import Schedule
@@ -77,13 +77,49 @@ def main(device, dtype_name):
     check(dtype, device, 32, 20, [20, 5, 0, 16], 64, 32, unequal, group, 8)
     check(dtype, device, 16, 48, [48, 5, 0, 48], 32, 32, unequal, group | {"together": 3}, 8)
     check(dtype, device, 16, 16, [16, 16, 16, 16], 32, 32, [0, 48], {"together": 2}, 0)
-    check(dtype, device, 16, 48, [48, 5, 0, 48], 16, 32, unequal, group | {"widened": 2}, 8)
+    check(dtype, device, 16, 48, [48, 5, 0, 48], 16, 32, unequal, group | {"tile": (32, 8)}, 8)
     check(dtype, device, 16, 32, [32, 16, 0, 3], 16, 64, [0, 48], group | {"parts": 2}, 0)
     check(dtype, device, 16, 16, [16, 16, 0, 16], 32, 16, unequal, rounds | {"parts": 3}, 0)
     check(dtype, device, 64, 16, [16, 8, 0, 16], 128, 64, [0, 64, 128], plain, 0)
     check(dtype, device, 32, 16, [16, 16, 16, 0], 32, 32, [0, 48], rounds, 0, cut=5)
     check(dtype, device, 32, 16, [16, 8, 0, 16], 32, 32, [0, 48], rounds | group, 0, cut=3)
+    for schedule in (group, rounds | group, group | {"parts": 2}):
+        scattered(dtype, device, schedule)
     nothing(dtype, device)
+
+
+def scattered(dtype, device, schedule):
+    """Adapters change from segment to segment, more often than there are programs for that."""
+    generator = torch.Generator().manual_seed(1)
+    segments, buffer = 37, 50
+    adapters = torch.randint(0, 3, (segments,), generator=generator)
+    ends = torch.randint(0, 17, (segments,), generator=generator).cumsum(0)
+    rows, surplus = int(ends[-1]), buffer - segments
+    batch = Batch(
+        seg_indptr=torch.cat([torch.zeros(1), ends, ends[-1:].expand(surplus)]).int().to(device),
+        weight_indices=torch.cat([adapters, torch.zeros(surplus)]).int().to(device),
+        lora_ranks=torch.tensor([16, 8, 7]).int().to(device),
+        scalings=torch.tensor([1.0, 0.5, 2.0]).to(device),
+        permutation=torch.randperm(rows, generator=generator).int().to(device),
+        num_segs=segments,
+        chunk_size=16,
+    )
+
+    def fresh(*shape):
+        return torch.randn(shape, generator=generator).to(dtype).to(device)
+
+    config, schedule = {"BLOCK_N": 16, "BLOCK_K": 16}, Schedule(**schedule)
+    x, weights = fresh(rows, 48), fresh(3, 32, 48)
+    output = torch.full((rows, 32), torch.nan, dtype=dtype, device=device)
+    shrink_launch(x, weights, output, batch, 2, config, schedule=schedule)()
+    reference = shrink_reference(x, weights, batch, 2)
+    owed = ~reference.isnan()
+    close(output[owed], reference[owed], dtype, "scattered shrink")
+    x, weights, output = fresh(rows, 32), fresh(3, 48, 16), fresh(rows, 48)
+    boundaries = torch.tensor([0, 16, 48], dtype=torch.int64, device=device)
+    reference = expand_reference(x, weights, batch, boundaries, output)
+    expand_launch(x, weights, output, batch, boundaries, config, schedule=schedule)()
+    close(output, reference, dtype, "scattered expand")
 
 
 def nothing(dtype, device):

@@ -33,18 +33,29 @@ def test_a_large_prefill_has_tall_tiles_and_reads_x_once(chunk_size):
 def test_a_narrow_deep_tile_is_wide_and_shallow_where_rows_are_many():
     prefill, decode = batch(30_720, 1, 16), batch(32, 8, 16)
     default = {"block_n": 16, "block_k": 256}
-    assert shrink(prefill, **default) == Schedule(group=4, widened=4, together=3)
-    assert shrink(decode, **default).widened == 1
-    assert shrink(prefill, columns=16, block_n=16, block_k=256).widened == 1
-    assert shrink(prefill, block_n=16, block_k=64).widened == 2
+    assert shrink(prefill, **default) == Schedule(group=4, tile=(64, 64), together=3)
+    assert shrink(decode, **default).tile is None
+    assert shrink(prefill, columns=16, block_n=16, block_k=256).tile is None
+    assert shrink(prefill, block_n=16, block_k=64).tile == (32, 32)
 
 
+@pytest.mark.parametrize("chunk_size", [16, 64, 128])
 @pytest.mark.parametrize(
-    ("tokens", "widened"), [(32, 1), (1024, 1), (2048, 2), (4096, 4), (8192, 4)]
+    ("tokens", "tile"), [(512, None), (1024, (32, 128)), (2048, (32, 128)), (4096, (64, 64))]
 )
-def test_a_tile_is_no_wider_than_leaves_every_multiprocessor_a_program(tokens, widened):
-    schedule = shrink(batch(tokens, 8, 16), block_n=16, block_k=256)
-    assert schedule.widened == widened
+def test_in_between_tiles_are_of_middle_width(tokens, tile, chunk_size):
+    assert shrink(batch(tokens, 8, chunk_size), block_n=16, block_k=256).tile == tile
+
+
+def test_a_wide_tile_is_made_narrower_where_there_would_be_few():
+    assert shrink(batch(2048, 8, 128), block_n=64, block_k=64).tile == (32, 64)
+    assert shrink(batch(4096, 8, 128), block_n=64, block_k=64).tile is None
+
+
+@pytest.mark.parametrize(("tokens", "parts"), [(1024, 4), (2048, 2), (4096, 1), (30_720, 1)])
+def test_parts_of_the_sum_keep_the_multiprocessors_busy_in_between(tokens, parts):
+    schedule = shrink(batch(tokens, 1, 16), columns=64, width=2048, block_n=16, block_k=256)
+    assert schedule.parts == parts
     assert schedule.together == 1
 
 

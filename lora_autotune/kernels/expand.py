@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from lora_autotune.kernels.overlap import after_previous_launch
-from lora_autotune.kernels.segments import group_of_segments, rows_beyond_grid, rows_of_segment
+from lora_autotune.kernels.segments import inner_run, rows_beyond_grid, rows_of_run
 
 
 @triton.jit
@@ -20,7 +20,9 @@ def _load_weights(tile, k, n_mask, rank, bound, BY_EIGHTS: tl.constexpr):
 
 @triton.jit
 def _add_product(
-    x_rows,
+    x,
+    numbers,
+    m,
     w_adapter,
     out_rows,
     live,
@@ -32,6 +34,7 @@ def _add_product(
     first_slice,
     end_slice,
     OUTPUT_DIM: tl.constexpr,
+    X_STRIDE: tl.constexpr,
     R: tl.constexpr,
     RAGGED: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -39,6 +42,8 @@ def _add_product(
 ):
     """Walk the output tiles of one program, slice by slice (nearly always one), x kept in place.
 
+    ``numbers`` holds the rows' numbers from m = 0 on. They are read once more for each slice: x's
+    addresses, kept for the next slice, would take registers from the tiles.
     RAGGED: the rank is no multiple of 8, which a load of 16 bytes holds. Its weights are loaded by
     whole eights all the same, where R has whole eights, and masked afterwards.
     """
@@ -50,9 +55,10 @@ def _add_product(
     for i in range(first_slice, end_slice):
         slice_start = tl.load(slice_offsets + i).to(tl.int32)
         slice_end = tl.load(slice_offsets + i + 1).to(tl.int32)
-        x_slice = x_rows + i * rank
+        rows = tl.load(numbers + m, mask=live, other=0).to(tl.int64)
+        x_slice = x + rows * X_STRIDE + i * rank
         if R <= BLOCK_K:
-            x = tl.load(
+            x_tile = tl.load(
                 x_slice[:, None] + k[None, :],
                 mask=live[:, None] & (k[None, :] < rank),
                 other=0.0,
@@ -69,7 +75,7 @@ def _add_product(
             in_slice = (n >= slice_start) & (n < slice_end)
             w_tile = w_adapter + n[None, :] * R + k[:, None]
             if R <= BLOCK_K:
-                sums = tl.dot(x, _load_weights(w_tile, k, in_slice, rank, bound, BY_EIGHTS))
+                sums = tl.dot(x_tile, _load_weights(w_tile, k, in_slice, rank, bound, BY_EIGHTS))
             else:
                 sums = tl.zeros((live.shape[0], BLOCK_N), dtype=tl.float32)
                 for first in range(0, R, BLOCK_K):
@@ -85,8 +91,8 @@ def _add_product(
 
 
 @triton.jit
-def _expand_group(
-    group,
+def _expand_run(
+    segment,
     x,
     weights,
     output,
@@ -112,44 +118,40 @@ def _expand_group(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """This program's tiles of GROUP consecutive segments."""
+    """This program's tiles of the run that begins at a segment."""
     m = tl.arange(0, GROUP * BLOCK_M)
-    first, runs = group_of_segments(group, weight_indices, num_segs, GROUP)
-    for run in range(runs):
-        segment = first + run
-        start, length = rows_of_segment(seg_indptr, segment, first, runs, num_segs, GROUP)
-        used = segment < num_segs
-        adapter = tl.load(weight_indices + segment, mask=used, other=0).to(tl.int64)
-        rank = tl.load(lora_ranks + adapter)
-        scaling = tl.load(scalings + adapter).to(tl.float32)
-        live = m < length
-        rows = tl.load(permutation + start + m, mask=live, other=0).to(tl.int64)
-        after_previous_launch(OVERLAP)
-        x_rows = x + rows * (S * R)
-        w_adapter = weights + adapter * (OUTPUT_DIM * R)
-        out_rows = output + rows * output_stride
-        # The multiplication tells the compiler that masks and offsets made from the rank are
-        # aligned. tl.multiple_of would tell it so in the other branch as well.
-        if (length > 0) & (rank > 0):
-            if rank % 8 == 0:
-                _add_product(
-                    x_rows, w_adapter, out_rows, live, scaling, slice_offsets, rank // 8 * 8,
-                    column, column_end, first_slice, end_slice, OUTPUT_DIM, R, False, BLOCK_N,
-                    BLOCK_K,
-                )  # fmt: skip
-            else:
-                # x comes element by element, so all its columns at once. Small tiles keep this
-                # branch's code, and compiling, small.
-                NARROW: tl.constexpr = 32 if GROUP * BLOCK_M >= 64 else 2048 // (GROUP * BLOCK_M)
-                _add_product(
-                    x_rows, w_adapter, out_rows, live, scaling, slice_offsets, rank,
-                    column, column_end, first_slice, end_slice, OUTPUT_DIM, R, True,
-                    BLOCK_N if BLOCK_N < NARROW else NARROW,
-                    BLOCK_K if BLOCK_K > RAGGED_K else RAGGED_K,
-                )  # fmt: skip
+    start, length = rows_of_run(seg_indptr, weight_indices, segment, num_segs, GROUP)
+    used = segment < num_segs
+    adapter = tl.load(weight_indices + segment, mask=used, other=0).to(tl.int64)
+    rank = tl.load(lora_ranks + adapter)
+    scaling = tl.load(scalings + adapter).to(tl.float32)
+    live = m < length
+    rows = tl.load(permutation + start + m, mask=live, other=0).to(tl.int64)
+    after_previous_launch(OVERLAP)
+    w_adapter = weights + adapter * (OUTPUT_DIM * R)
+    out_rows = output + rows * output_stride
+    # The multiplication tells the compiler that masks and offsets made from the rank are
+    # aligned. tl.multiple_of would tell it so in the other branch as well.
+    if (length > 0) & (rank > 0):
+        if rank % 8 == 0:
+            _add_product(
+                x, permutation + start, m, w_adapter, out_rows, live, scaling, slice_offsets,
+                rank // 8 * 8, column, column_end, first_slice, end_slice, OUTPUT_DIM, S * R, R,
+                False, BLOCK_N, BLOCK_K,
+            )  # fmt: skip
+        else:
+            # x comes element by element, so all its columns at once. Small tiles keep this
+            # branch's code, and compiling, small.
+            NARROW: tl.constexpr = 64 if GROUP * BLOCK_M >= 32 else 128
+            _add_product(
+                x, permutation + start, m, w_adapter, out_rows, live, scaling, slice_offsets,
+                rank, column, column_end, first_slice, end_slice, OUTPUT_DIM, S * R, R,
+                True, BLOCK_N if BLOCK_N < NARROW else NARROW,
+                BLOCK_K if BLOCK_K > RAGGED_K else RAGGED_K,
+            )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["num_segs", "walk"])
+@triton.jit(do_not_specialize=["num_segs", "inner", "walk"])
 def expand_kernel(
     x,
     weights,
@@ -162,6 +164,7 @@ def expand_kernel(
     scalings,
     slice_offsets,
     num_segs,
+    inner,
     walk,
     OUTPUT_DIM: tl.constexpr,
     R: tl.constexpr,
@@ -177,7 +180,8 @@ def expand_kernel(
     """``output[rows] += scaling * x[rows, slice] @ weights[adapter, slice].T``, some tiles of it.
 
     Shapes: x (s, S * R), weights (adapters, OUTPUT_DIM, R), output (s, >= OUTPUT_DIM) with inner
-    stride 1; the launch grid is (spans of ``walk`` tiles, 1, groups of GROUP segments).
+    stride 1; the launch grid is (spans of ``walk`` tiles, 1, groups of GROUP segments and
+    ``inner`` programs for the runs that begin within one).
     Tiles are cut at multiples of BLOCK_N whatever the slices' widths, so that none is empty and
     every access is aligned; a tile that a slice boundary crosses is visited once for each
     slice, with the rows of ``weights`` outside the slice masked. An adapter of rank r reads slice i
@@ -194,22 +198,31 @@ def expand_kernel(
         end_slice += (boundary < column_end).to(tl.int32)
 
     group = tl.program_id(2)
-    if ROUNDS:
-        beyond = rows_beyond_grid(seg_indptr, num_segs, GROUP)
+    if ROUNDS or GROUP > 1:
+        groups = tl.num_programs(2) - inner
+        is_inner = group >= groups
+        place = group - groups
+        beyond = False
+        if ROUNDS:
+            beyond = rows_beyond_grid(seg_indptr, num_segs, groups, GROUP)
         more = group >= 0
         while more:
-            _expand_group(
-                group, x, weights, output, output_stride, seg_indptr, weight_indices, lora_ranks,
-                permutation, scalings, slice_offsets, num_segs, column, column_end, first_slice,
-                end_slice, OUTPUT_DIM, R, S, GROUP, OVERLAP, RAGGED_K, BLOCK_M, BLOCK_N,
-                BLOCK_K,
-            )  # fmt: skip
-            group += tl.num_programs(2)
+            segment = group * GROUP
+            group += groups
             more = beyond & (group * GROUP < num_segs)
+            if GROUP > 1:  # noqa: SIM102 - known to the compiler, the other is not
+                if is_inner:
+                    segment, runs = inner_run(weight_indices, num_segs, place, GROUP)
+                    place += inner
+                    more = place < runs
+            _expand_run(
+                segment, x, weights, output, output_stride, seg_indptr, weight_indices, lora_ranks,
+                permutation, scalings, slice_offsets, num_segs, column, column_end, first_slice,
+                end_slice, OUTPUT_DIM, R, S, GROUP, OVERLAP, RAGGED_K, BLOCK_M, BLOCK_N, BLOCK_K,
+            )  # fmt: skip
     else:
-        _expand_group(
+        _expand_run(
             group, x, weights, output, output_stride, seg_indptr, weight_indices, lora_ranks,
             permutation, scalings, slice_offsets, num_segs, column, column_end, first_slice,
-            end_slice, OUTPUT_DIM, R, S, GROUP, OVERLAP, RAGGED_K, BLOCK_M, BLOCK_N,
-            BLOCK_K,
+            end_slice, OUTPUT_DIM, R, S, GROUP, OVERLAP, RAGGED_K, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip

@@ -72,10 +72,9 @@ def shrink_launch(
     columns, width = weights.shape[1:]
     if schedule is None:
         schedule = shrink_schedule(batch, columns, width, config, _multiprocessors(x.device))
-    tile = {
-        "BLOCK_N": config["BLOCK_N"] * schedule.widened,
-        "BLOCK_K": config["BLOCK_K"] // schedule.widened,
-    }
+    tile = dict(config)
+    if schedule.tile is not None:
+        tile["BLOCK_N"], tile["BLOCK_K"] = schedule.tile
     spans = cdiv(columns, tile["BLOCK_N"] * schedule.together)
     parts = schedule.parts
     partials, arrivals = output, batch.seg_indptr  # stand-ins: not touched by whole sums
@@ -86,9 +85,10 @@ def shrink_launch(
         else:
             partials = empty((x.shape[0], parts, columns), "float32", x.device)
             arrivals = counters
+    inner = _inner_runs(batch, schedule)
     return Launch(
         kernel=shrink_kernel,
-        grid=(parts, spans, _groups(batch, schedule)),
+        grid=(parts, spans, _groups(batch, schedule) + inner),
         args=(
             x,
             weights,
@@ -100,6 +100,7 @@ def shrink_launch(
             batch.lora_ranks,
             batch.permutation,
             batch.num_segs,
+            inner,
             parts,
         ),
         constants={
@@ -112,7 +113,6 @@ def shrink_launch(
             "TOGETHER": schedule.together,
             "BLOCK_M": batch.chunk_size,
             **overlap_options(x.device),
-            **config,
             **tile,
         },
     )
@@ -143,12 +143,13 @@ def expand_launch(
     tiles = cdiv(output_dim, config["BLOCK_N"])
     if schedule is None:
         schedule = expand_schedule(batch, tiles, _multiprocessors(x.device))
+    inner = _inner_runs(batch, schedule)
     return Launch(
         kernel=expand_kernel,
         grid=(
             cdiv(tiles, schedule.walk),
             1,
-            _groups(batch, schedule),
+            _groups(batch, schedule) + inner,
         ),
         args=(
             x,
@@ -162,6 +163,7 @@ def expand_launch(
             batch.scalings,
             slice_offsets,
             batch.num_segs,
+            inner,
             schedule.walk,
         ),
         constants={
@@ -176,6 +178,11 @@ def expand_launch(
             **config,
         },
     )
+
+
+def _inner_runs(batch: Batch, schedule: Schedule) -> int:
+    """Most runs that begin within a group, where the rows of an adapter follow each other."""
+    return batch.lora_ranks.shape[0] - 1 if schedule.group > 1 else 0
 
 
 def _groups(batch: Batch, schedule: Schedule) -> int:

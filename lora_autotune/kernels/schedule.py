@@ -10,8 +10,12 @@ from lora_autotune.kernels.batch import Batch
 GROUPED_ROWS = 64
 """Rows that the segments of one program have together, where there are enough of them."""
 
-TALL_COLUMNS, LEAST_DEPTH = 64, 32
-"""Columns that a tall tile of shrink has at least, and the least BLOCK_K that is left to it."""
+MIDDLE_COLUMNS, TALL_COLUMNS, LEAST_DEPTH = 32, 64, 32
+"""Columns of a tall tile of shrink where those of TALL_COLUMNS would be few, and columns that it
+has at least where they are many; and the least BLOCK_K that is left to it."""
+
+MANY = 1.4
+"""So many tiles of 64 rows and TALL_COLUMNS for each multiprocessor are many."""
 
 MAX_STEP = 24 * 1024
 """Most elements of x and of the weights in one step over K: more, and no pipeline fits."""
@@ -40,7 +44,7 @@ class Schedule:
     Attributes:
         group: consecutive segments that one program takes together, as one tile if one adapter has
             them all.
-        widened: how much wider, and less deep, a tile of shrink is than its config says.
+        tile: BLOCK_N and BLOCK_K of shrink in place of its config's; None: its config's.
         together: column tiles of shrink that one program sums up at once, from one x tile.
         parts: programs among which shrink's sum over K is divided.
         walk: output tiles of expand that one program walks.
@@ -49,7 +53,7 @@ class Schedule:
     """
 
     group: int = 1
-    widened: int = 1
+    tile: tuple[int, int] | None = None
     together: int = 1
     parts: int = 1
     walk: int = 1
@@ -66,9 +70,9 @@ def shrink_schedule(
 ) -> Schedule:
     """Large tiles where there is work for every multiprocessor anyway, else parts of the sum.
 
-    Few rows want narrow, deep tiles, many rows wide ones: where rows are many, a narrow tile is
-    taken for one of the same area, so that one config can serve both; as wide a one as leaves every
-    multiprocessor a program.
+    Few rows want narrow, deep tiles, many rows wide ones: so where rows are many a tile is taken
+    for one of the same area, and one config can serve both. In between, x is read once for every
+    tile of MIDDLE_COLUMNS, and parts of the sum are what keeps the multiprocessors busy.
 
     Args:
         batch: the rows' segments.
@@ -77,38 +81,47 @@ def shrink_schedule(
         config: BLOCK_N and BLOCK_K.
         multiprocessors: of the device.
     """
-    block_n, block_k = config["BLOCK_N"], config["BLOCK_K"]
-    tiles = cdiv(columns, block_n)
-    group = _group(batch, tiles, multiprocessors)
-    segments = cdiv(batch.likely_segments, group)
-    rounds = _is_padded(batch)
-    widened = 1
-    if group > 1 or segments >= multiprocessors:
-        widened = widening(block_n, block_k, columns)
-        while widened > 1 and segments * cdiv(columns, block_n * widened) < multiprocessors:
-            widened //= 2
-        block_n, block_k = block_n * widened, block_k // widened
-        tiles = cdiv(columns, block_n)
+    rows, chunk_size = batch.permutation.shape[0], batch.chunk_size
+    own = config["BLOCK_N"], config["BLOCK_K"]
+    tile, group, segments = own, 1, batch.likely_segments
+    whole = _mostly_whole(batch)
+    if whole:
+        group = max(1, GROUPED_ROWS // chunk_size)
+        segments = cdiv(rows, group * chunk_size)
+    if whole and cdiv(rows, GROUPED_ROWS) * cdiv(columns, TALL_COLUMNS) < MANY * multiprocessors:
+        block_n, block_k = widened(own, min(columns, MIDDLE_COLUMNS))
+        tile = min(block_n, MIDDLE_COLUMNS), block_k
+    elif whole or segments >= multiprocessors:
+        tile = widened(own, min(columns, TALL_COLUMNS))
+    tiles = cdiv(columns, tile[0])
+    together = parts = 1
     if segments >= multiprocessors:
-        step = (group * batch.chunk_size + tiles * block_n) * block_k
+        step = (group * chunk_size + tiles * tile[0]) * tile[1]
         together = 1 if tiles > MAX_TOGETHER or step > MAX_STEP else tiles
-        return Schedule(group=group, widened=widened, together=together, rounds=rounds)
-    parts = 1
-    while (
-        width >= max(LEAST_SPLIT, 2 * parts * LEAST_PART)
-        and 2 * parts <= MAX_PARTS
-        and segments * tiles * parts <= multiprocessors
-    ):
-        parts *= 2
-    return Schedule(group=group, widened=widened, parts=parts, rounds=rounds)
+    else:
+        # Programs of tall tiles would be in each other's way; those of few rows wait for memory.
+        most = multiprocessors // 2 if whole else multiprocessors
+        while (
+            width >= max(LEAST_SPLIT, 2 * parts * LEAST_PART)
+            and 2 * parts <= MAX_PARTS
+            and segments * tiles * parts <= most
+        ):
+            parts *= 2
+    return Schedule(
+        group=group,
+        tile=None if tile == own else tile,
+        together=together,
+        parts=parts,
+        rounds=_is_padded(batch),
+    )
 
 
-def widening(block_n: int, block_k: int, columns: int) -> int:
-    """How much wider, and less deep, a tile of shrink becomes where rows are many."""
-    widened = 1
-    while block_n * widened < min(columns, TALL_COLUMNS) and block_k // widened >= 2 * LEAST_DEPTH:
-        widened *= 2
-    return widened
+def widened(tile: tuple[int, int], columns: int) -> tuple[int, int]:
+    """A tile of the same area that has so many columns, as far as its depth allows."""
+    block_n, block_k = tile
+    while block_n < columns and block_k >= 2 * LEAST_DEPTH:
+        block_n, block_k = 2 * block_n, block_k // 2
+    return block_n, block_k
 
 
 def expand_schedule(batch: Batch, tiles: int, multiprocessors: int) -> Schedule:
@@ -132,8 +145,12 @@ def _is_padded(batch: Batch) -> bool:
 
 
 def _group(batch: Batch, tiles: int, multiprocessors: int) -> int:
-    rows, adapters = batch.permutation.shape[0], batch.lora_ranks.shape[0]
+    rows = batch.permutation.shape[0]
     group = max(1, GROUPED_ROWS // batch.chunk_size)
-    mostly_whole = rows >= 2 * adapters * GROUPED_ROWS  # else adapters change within a group
     enough = rows // (batch.chunk_size * group) * tiles >= multiprocessors
-    return group if mostly_whole and enough else 1
+    return group if _mostly_whole(batch) and enough else 1
+
+
+def _mostly_whole(batch: Batch) -> bool:
+    """Whether most groups of segments have one adapter only, and as many rows as they can have."""
+    return batch.permutation.shape[0] >= 2 * batch.lora_ranks.shape[0] * GROUPED_ROWS

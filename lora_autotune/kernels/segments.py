@@ -1,4 +1,10 @@
-"""Which segments a program works off: several short ones as one tall tile, where it can."""
+"""Which segments a program works off: several short ones as one tall tile, where it can.
+
+Segments are contiguous in permuted order. GROUP of them are a group, and those of a group that
+follow each other and have one adapter are a run: one range of rows, one tile. A program takes the
+run that a group begins with. Where adapters change within a group another run begins, an inner one;
+those are few, and have programs of their own behind those of the groups.
+"""
 
 from __future__ import annotations
 
@@ -7,40 +13,46 @@ import triton.language as tl
 
 
 @triton.jit
-def group_of_segments(group, weight_indices, num_segs, GROUP: tl.constexpr):
-    """(first segment of a group, runs of one adapter that the group is worked off in).
-
-    One run where all segments have one adapter; else as many as there are segments. Segments are
-    contiguous in permuted order, so that those of one run are one range of rows.
-    """
-    first = group * GROUP
-    runs = 1
-    if GROUP > 1:
-        g = first + tl.arange(0, GROUP)
-        inside = g < num_segs
-        adapters = tl.load(weight_indices + g, mask=inside, other=0)
-        own = tl.load(weight_indices + first, mask=first < num_segs, other=0)
-        if tl.sum((inside & (adapters != own)).to(tl.int32), axis=0) > 0:
-            runs = tl.minimum(GROUP, num_segs - first)
-    return first, runs
+def inner_run(weight_indices, num_segs, place, GROUP: tl.constexpr):
+    """(where the inner run at a place begins, how many there are); num_segs: there is none."""
+    SCAN: tl.constexpr = 1024
+    found = num_segs
+    runs = 0
+    for first in range(0, num_segs, SCAN):
+        segment = first + tl.arange(0, SCAN)
+        follows = (segment < num_segs) & (segment % GROUP != 0)
+        own = tl.load(weight_indices + segment, mask=follows, other=0)
+        before = tl.load(weight_indices + segment - 1, mask=follows, other=0)
+        begins = (own != before).to(tl.int32)
+        here = (begins == 1) & (runs + tl.cumsum(begins, axis=0) - 1 == place)
+        found = tl.minimum(found, tl.min(tl.where(here, segment, num_segs), axis=0))
+        runs += tl.sum(begins, axis=0)
+    return found, runs
 
 
 @triton.jit
-def rows_of_segment(seg_indptr, segment, first, runs, num_segs, GROUP: tl.constexpr):
-    """(first row in permuted order, rows) of a segment, or of its group where that is one run."""
+def rows_of_run(seg_indptr, weight_indices, segment, num_segs, GROUP: tl.constexpr):
+    """(first row in permuted order, rows) of the run that begins at a segment."""
+    used = segment < num_segs
     end = segment + 1
     if GROUP > 1:
-        end = tl.where(runs > 1, end, tl.minimum(first + GROUP, num_segs))
+        first = segment // GROUP * GROUP
+        stop = tl.minimum(first + GROUP, num_segs)
+        g = first + tl.arange(0, GROUP)
+        behind = (g > segment) & (g < stop)
+        adapters = tl.load(weight_indices + g, mask=behind, other=0)
+        own = tl.load(weight_indices + segment, mask=used, other=0)
+        end = tl.min(tl.where(behind & (adapters != own), g, stop), axis=0)
     start = tl.load(seg_indptr + segment)
-    return start, tl.where(segment < num_segs, tl.load(seg_indptr + end) - start, 0)
+    return start, tl.where(used, tl.load(seg_indptr + tl.where(used, end, segment)) - start, 0)
 
 
 @triton.jit
-def rows_beyond_grid(seg_indptr, num_segs, GROUP: tl.constexpr):
-    """Whether segments behind those that the launch grid covers hold rows.
+def rows_beyond_grid(seg_indptr, num_segs, groups, GROUP: tl.constexpr):
+    """Whether segments behind those of the groups that the launch grid covers hold rows.
 
     The grid covers what a batch can have whose adapters' runs are cut into whole chunks; a batch
     that is cut finer is worked off in rounds.
     """
-    covered = tl.minimum(tl.num_programs(2) * GROUP, num_segs)
+    covered = tl.minimum(groups * GROUP, num_segs)
     return tl.load(seg_indptr + covered) < tl.load(seg_indptr + num_segs)

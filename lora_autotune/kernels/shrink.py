@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from lora_autotune.kernels.overlap import after_previous_launch
-from lora_autotune.kernels.segments import group_of_segments, rows_beyond_grid, rows_of_segment
+from lora_autotune.kernels.segments import inner_run, rows_beyond_grid, rows_of_run
 
 
 @triton.jit
@@ -94,8 +94,8 @@ def _shrink_rows(
 
 
 @triton.jit
-def _shrink_group(
-    group,
+def _shrink_run(
+    segment,
     x,
     weights,
     output,
@@ -118,25 +118,22 @@ def _shrink_group(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """This program's tiles of GROUP consecutive segments."""
+    """This program's tiles of the run that begins at a segment."""
     part = tl.program_id(0)
     column = tl.program_id(1) * BLOCK_N * TOGETHER
-    first, runs = group_of_segments(group, weight_indices, num_segs, GROUP)
-    for run in range(runs):
-        segment = first + run
-        start, length = rows_of_segment(seg_indptr, segment, first, runs, num_segs, GROUP)
-        used = segment < num_segs
-        adapter = tl.load(weight_indices + segment, mask=used, other=0).to(tl.int64)
-        rank = tl.load(lora_ranks + adapter)
-        slot = segment * tl.num_programs(1) + tl.program_id(1)
-        _shrink_rows(
-            x, weights, output, partials, arrivals, permutation, start, length, adapter, rank,
-            column, part, parts, slot, K, R, S, SPLIT, TOGETHER, OVERLAP, GROUP * BLOCK_M, BLOCK_N,
-            BLOCK_K,
-        )  # fmt: skip
+    start, length = rows_of_run(seg_indptr, weight_indices, segment, num_segs, GROUP)
+    used = segment < num_segs
+    adapter = tl.load(weight_indices + segment, mask=used, other=0).to(tl.int64)
+    rank = tl.load(lora_ranks + adapter)
+    slot = segment * tl.num_programs(1) + tl.program_id(1)
+    _shrink_rows(
+        x, weights, output, partials, arrivals, permutation, start, length, adapter, rank,
+        column, part, parts, slot, K, R, S, SPLIT, TOGETHER, OVERLAP, GROUP * BLOCK_M, BLOCK_N,
+        BLOCK_K,
+    )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["num_segs", "parts"])
+@triton.jit(do_not_specialize=["num_segs", "inner", "parts"])
 def shrink_kernel(
     x,
     weights,
@@ -148,6 +145,7 @@ def shrink_kernel(
     lora_ranks,
     permutation,
     num_segs,
+    inner,
     parts,
     K: tl.constexpr,
     R: tl.constexpr,
@@ -164,7 +162,8 @@ def shrink_kernel(
     """Tiles of ``output[rows] = x[rows] @ weights[adapter].T`` for GROUP consecutive segments.
 
     Shapes: x (s, K), weights (adapters, S * R, K), output (s, S * R); the launch grid is (parts,
-    TOGETHER column tiles each, groups of segments). An adapter of rank r fills columns [0, S * r).
+    TOGETHER column tiles each, groups of segments and ``inner`` programs for the runs that begin
+    within one). An adapter of rank r fills columns [0, S * r).
     Its last tile is written whole: columns up to S * R hold no meaning, and a bound that the
     compiler does not know would cost the 16-byte stores. With SPLIT the sum over K is cut into
     ``parts``; partials (s, parts, S * R) float32 holds them, arrivals (segments * tiles) int32
@@ -172,20 +171,31 @@ def shrink_kernel(
     cover fewer segments than there are. OVERLAP: see :mod:`lora_autotune.kernels.overlap`.
     """
     group = tl.program_id(2)
-    if ROUNDS:
-        beyond = rows_beyond_grid(seg_indptr, num_segs, GROUP)
+    if ROUNDS or GROUP > 1:
+        groups = tl.num_programs(2) - inner
+        is_inner = group >= groups
+        place = group - groups
+        beyond = False
+        if ROUNDS:
+            beyond = rows_beyond_grid(seg_indptr, num_segs, groups, GROUP)
         more = group >= 0
         while more:
-            _shrink_group(
-                group, x, weights, output, partials, arrivals, seg_indptr, weight_indices,
+            segment = group * GROUP
+            group += groups
+            more = beyond & (group * GROUP < num_segs)
+            if GROUP > 1:  # noqa: SIM102 - known to the compiler, the other is not
+                if is_inner:
+                    segment, runs = inner_run(weight_indices, num_segs, place, GROUP)
+                    place += inner
+                    more = place < runs
+            _shrink_run(
+                segment, x, weights, output, partials, arrivals, seg_indptr, weight_indices,
                 lora_ranks, permutation, num_segs, parts, K, R, S, GROUP, SPLIT, TOGETHER,
                 OVERLAP, BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip
-            group += tl.num_programs(2)
-            more = beyond & (group * GROUP < num_segs)
     else:
-        _shrink_group(
-            group, x, weights, output, partials, arrivals, seg_indptr, weight_indices, lora_ranks,
-            permutation, num_segs, parts, K, R, S, GROUP, SPLIT, TOGETHER, OVERLAP, BLOCK_M,
-            BLOCK_N, BLOCK_K,
+        _shrink_run(
+            group, x, weights, output, partials, arrivals, seg_indptr, weight_indices,
+            lora_ranks, permutation, num_segs, parts, K, R, S, GROUP, SPLIT, TOGETHER,
+            OVERLAP, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
