@@ -77,7 +77,7 @@ def main(device, dtype_name):
     check(dtype, device, 32, 20, [20, 5, 0, 16], 64, 32, unequal, group, 8)
     check(dtype, device, 16, 48, [48, 5, 0, 48], 32, 32, unequal, group | {"together": 3}, 8)
     check(dtype, device, 16, 16, [16, 16, 16, 16], 32, 32, [0, 48], {"together": 2}, 0)
-    check(dtype, device, 16, 48, [48, 5, 0, 48], 16, 32, unequal, group | {"tile": (32, 8)}, 8)
+    check(dtype, device, 16, 48, [48, 5, 0, 48], 16, 32, unequal, group | {"tile": (32, 16)}, 8)
     check(dtype, device, 16, 32, [32, 16, 0, 3], 16, 64, [0, 48], group | {"parts": 2}, 0)
     check(dtype, device, 16, 16, [16, 16, 0, 16], 32, 16, unequal, rounds | {"parts": 3}, 0)
     check(dtype, device, 64, 16, [16, 8, 0, 16], 128, 64, [0, 64, 128], plain, 0)

@@ -131,6 +131,23 @@ def test_both_winners_are_measured_beside_the_default_and_what_fails_is_left_out
     assert found["noise"] == 0.0
 
 
+def test_a_config_is_measured_once_whoever_has_it():
+    measured = []
+
+    class Once(Bench):
+        def remeasure(self, configs, /, *, rounds):
+            measured.append(list(configs))
+            return super().remeasure(configs, rounds=rounds)
+
+    default, other = DEFAULT_CONFIGS["shrink"], Config(BLOCK_N=32, BLOCK_K=64)
+    evaluator = Once(TASK, BATCHES)
+    row = rows_of.side_by_side(evaluator, [default, other], 3)
+    assert row.published.us == row.default_us
+    assert row.published.ratios == (1.0, 1.0)
+    assert rows_of.side_by_side(evaluator, [other, other], 3).workload == row.workload
+    assert measured == [[default, other, default]] * 2
+
+
 def test_the_winners_are_config_trees_with_provenance_and_are_not_tuned_again(tmp_path):
     words = ["--configs", str(tmp_path)]
     assert compare(*words, presets=["decode"]) == 0

@@ -26,6 +26,7 @@ from lora_autotune.space import DEFAULT_CONFIGS, Config
 from lora_autotune.task import DECODE, PREFILL, Task
 from lora_autotune.testing import check_evaluator
 from lora_autotune.trial import Failure, Measurement
+from tests.gpus import H200
 
 TASK = Task(kernel="shrink", K=1024, R=64, S=3, chunk_size=64)
 OTHER = Task(kernel="expand", K=1024, R=64, S=1, chunk_size=16)
@@ -343,7 +344,7 @@ def evaluator_of(stage: Stage, lane: Lane | None = None) -> CudaEvaluator:
     machine = SimpleNamespace(
         platform=Platform(device="made up", triton="3.6.0"),
         compilers=stage.compilers,
-        gpu=SimpleNamespace(smem_bytes=232448),
+        gpu=H200,
     )
     return CudaEvaluator(machine, lane or stage.lane(), stage.pipeline)
 
@@ -372,6 +373,20 @@ def test_a_foretold_failure_reaches_no_worker():
     assert trial.outcome.kind == "resources"
     assert stage.compilers[0].jobs == []
     assert evaluator.poll(math.inf) is None
+
+
+def test_what_cannot_win_is_not_compiled_unless_everything_is_to_be_measured():
+    hopeless = Config(BLOCK_N=256, BLOCK_K=32, num_warps=1)
+    stage = Stage()
+    evaluator = evaluator_of(stage)
+    evaluator.submit(hopeless)
+    trial = evaluator.poll(0)
+    assert trial.foretold
+    assert "registers" in trial.outcome.message
+    patient = evaluator_of(stage, stage.lane(OTHER, patient=True))
+    patient.submit(hopeless)
+    assert patient.poll(0) is None
+    assert patient._lane.in_flight == 1
 
 
 def test_polling_does_not_wait_when_another_task_has_something_finished():

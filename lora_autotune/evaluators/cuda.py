@@ -12,7 +12,7 @@ from types import TracebackType
 from lora_autotune.errors import EvaluatorError
 from lora_autotune.evaluator import Platform
 from lora_autotune.evaluators import bench_jobs, compiling, cores, driver
-from lora_autotune.evaluators.bounds import foretold_failure
+from lora_autotune.evaluators.bounds import foretold_defeat, foretold_failure
 from lora_autotune.evaluators.gpu import Gpu
 from lora_autotune.evaluators.lane import Lane
 from lora_autotune.evaluators.pipeline import SETUP_TIMEOUT_S, Pipeline
@@ -191,8 +191,10 @@ class CudaEvaluator:
         """Hand over a config to evaluate; returns at once."""
         self._pipeline.check()
         failure = None
-        if self.platform.kernels == BUILTIN:  # the rule is not known to hold for others
-            failure = foretold_failure(self.task, config, smem_bytes=self._machine.gpu.smem_bytes)
+        if self.platform.kernels == BUILTIN:  # the rules are not known to hold for others
+            failure = foretold_failure(self.task, config, self._machine.gpu)
+            if failure is None and not self._lane.patient:
+                failure = foretold_defeat(self.task, self.workload, config)
         if failure is None:
             self._pipeline.submit(self._lane, config)
         else:
