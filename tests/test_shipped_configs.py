@@ -9,12 +9,14 @@ import pytest
 import lora_autotune
 from lora_autotune.config_file import FOLDER, read_config_file, version_folder
 from lora_autotune.config_tree import check_tree
+from lora_autotune.evaluators.bounds import foretold_failure
 from lora_autotune.loader import ROOT_VARIABLE, clear_cache, explain_lookup, get_lora_configs
 from lora_autotune.provenance import Provenance, find_provenance, is_provenance
-from lora_autotune.space import DEFAULT_CONFIGS
-from lora_autotune.task import CHUNK_SIZES, default_workload
+from lora_autotune.space import DEFAULT_CONFIGS, Config
+from lora_autotune.task import CHUNK_SIZES, Task, default_workload
 from lora_autotune.trial import MAX_REGRESSION
 from lora_autotune.workload import PRESETS, reaching, workload_lines
+from tests.gpus import H200
 
 CONFIGS = Path(lora_autotune.__file__).parent / "configs"
 WORKLOADS = CONFIGS / "workloads"
@@ -87,6 +89,18 @@ def test_no_config_loses_on_any_batch_that_it_was_tuned_on(file: Path) -> None:
         kernel = "shrink" if file.name.startswith("lora_shrink") else "expand"
         if entry.config == DEFAULT_CONFIGS[kernel].as_dict():
             assert entry.times_us == entry.default_times_us
+
+
+@pytest.mark.parametrize(
+    "file",
+    [file for file in FILES if file.name.startswith("lora_shrink")],
+    ids=lambda file: file.relative_to(CONFIGS).as_posix(),
+)
+def test_no_batch_needs_more_shared_memory_than_there_is(file: Path) -> None:
+    K, R, S = (int(word.partition("=")[2]) for word in file.name.split(",")[1:4])
+    for chunk, config in read_config_file(file).items():
+        task = Task(kernel="shrink", K=K, R=R, S=S, chunk_size=chunk)
+        assert foretold_failure(task, Config.from_dict(config), H200) is None
 
 
 @each_file

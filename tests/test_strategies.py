@@ -219,6 +219,20 @@ def test_gp_comes_within_one_percent_on_most_shipped_landscapes():
     assert sum(close) >= 0.6 * len(LANDSCAPES)
 
 
+def test_every_second_config_of_tpe_is_a_step_from_the_best():
+    space = named_space("wide", "expand")
+    strategy = make_strategy("tpe", space)
+    best, worse = [config for config in space if config.num_warps == 4][20:120:60]
+    for config, cost in ((best, 0.5), (worse, 0.9)):
+        outcome = Measurement(times_us=(cost,))
+        strategy.tell(Trial(config=config, outcome=outcome, cost=cost))
+    for _ in range(4):
+        strategy.ask(1)
+        (step,) = strategy.ask(1)
+        here, there = space.indices(best), space.indices(step)
+        assert sum(abs(here[axis] - there[axis]) for axis in here) == 1
+
+
 def test_tpe_leaves_the_settings_of_optuna_alone(capfd):
     optuna.logging.set_verbosity(optuna.logging.INFO)
     found = search(strategy_factory("tpe"), 20)
