@@ -15,6 +15,13 @@ BANDWIDTH_TB_S = 4.8
 
 MODEL, LARGER_MODEL = "Qwen3-0.6B", "Qwen3-8B"
 MIXED = (64, 8, 16, 32, 64, 20, 16, 48)
+MIDDLE = (
+    Instance(tokens=2048, adapters=1),
+    Instance(tokens=4096, adapters=8),
+    Instance(tokens=8192, adapters=8, spread="zipf"),
+)
+"""Prefills as a server makes them: fewer tokens, and rows that fill no whole group of segments."""
+
 BYTES = 2
 
 
@@ -46,6 +53,9 @@ def all_rows(*, every_chunk: bool = False) -> list[Row]:
             rows += [Row(group=f"decode {model}", task=task, instance=DECODE) for task in tasks]
     task = Task(kernel="shrink", K=4096, R=32, S=1, chunk_size=128, dtype="bfloat16")
     rows.append(Row(group="small prefill", task=task, instance=Instance(tokens=512, adapters=4)))
+    for task in tasks_for(load_model_shape(MODEL), rank=64, chunk_sizes=(16,)):
+        if (task.kernel, task.S) in (("shrink", 1), ("shrink", 3), ("expand", 3)):
+            rows += [Row(group="middle prefill", task=task, instance=each) for each in MIDDLE]
     for tokens, chunk_size in ((PREFILL.tokens, 64), (DECODE.tokens, 16)):
         for task in tasks_for(load_model_shape(MODEL), rank=64, chunk_sizes=(chunk_size,)):
             for ranks in (None, MIXED, (60,)) if task.S == 3 else ():

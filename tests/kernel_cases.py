@@ -7,11 +7,14 @@ import sys
 from dataclasses import replace
 
 import torch
+import triton
+import triton.language as tl
 
 from lora_autotune.kernels.batch import Batch, make_batch
 from lora_autotune.kernels.launch import expand_launch, shrink_launch
 from lora_autotune.kernels.reference import expand_reference, shrink_reference
 from lora_autotune.kernels.schedule import Schedule
+from lora_autotune.kernels.segments import inner_run
 
 TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
 
@@ -86,6 +89,7 @@ def main(device, dtype_name):
     for schedule in (group, rounds | group, group | {"parts": 2}):
         scattered(dtype, device, schedule)
     nothing(dtype, device)
+    inner_runs(device)
 
 
 def scattered(dtype, device, schedule):
@@ -120,6 +124,28 @@ def scattered(dtype, device, schedule):
     reference = expand_reference(x, weights, batch, boundaries, output)
     expand_launch(x, weights, output, batch, boundaries, config, schedule=schedule)()
     close(output, reference, dtype, "scattered expand")
+
+
+@triton.jit
+def _inner_runs(weight_indices, found, num_segs, GROUP: tl.constexpr):
+    place = tl.program_id(0)
+    segment, runs = inner_run(weight_indices, num_segs, place, GROUP)
+    tl.store(found + 2 * place, segment)
+    tl.store(found + 2 * place + 1, runs)
+
+
+def inner_runs(device):
+    """Where they begin, in more segments than are looked at at once."""
+    segments, group = 2100, 4
+    adapters = [(i // 7) % 5 for i in range(segments)]
+    begins = [i for i in range(1, segments) if i % group and adapters[i] != adapters[i - 1]]
+    places = len(begins) + 2
+    found = torch.zeros(2 * places, dtype=torch.int32, device=device)
+    indices = torch.tensor(adapters, dtype=torch.int32, device=device)
+    _inner_runs[(places,)](indices, found, segments, group)
+    starts, runs = found.cpu().view(places, 2).T.tolist()
+    assert starts == [*begins, segments, segments]
+    assert set(runs) == {len(begins)}
 
 
 def nothing(dtype, device):

@@ -47,6 +47,15 @@ def test_in_between_tiles_are_of_middle_width(tokens, tile, chunk_size):
     assert shrink(batch(tokens, 8, chunk_size), block_n=16, block_k=256).tile == tile
 
 
+def test_tiles_are_wide_once_there_are_many_for_each_multiprocessor():
+    wide = {"columns": 64, "block_n": 16, "block_k": 256}
+    assert shrink(batch(9 * 1024, 1, 16), **wide).tile == (32, 128)
+    assert shrink(batch(12 * 1024, 1, 16), **wide).tile == (64, 64)
+    # Few rows of each of many adapters: as many segments, none of which is whole.
+    assert shrink(batch(1024, 128, 16), **wide).tile == (64, 64)
+    assert shrink(batch(1024, 128, 16), **wide).group == 1
+
+
 def test_a_wide_tile_is_made_narrower_where_there_would_be_few():
     assert shrink(batch(2048, 8, 128), block_n=64, block_k=64).tile == (32, 64)
     assert shrink(batch(4096, 8, 128), block_n=64, block_k=64).tile is None

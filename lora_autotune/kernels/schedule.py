@@ -42,8 +42,8 @@ class Schedule:
     """Chosen without asking the device, so that a launch can be part of a CUDA graph.
 
     Attributes:
-        group: consecutive segments that one program takes together, as one tile if one adapter has
-            them all.
+        group: consecutive segments that one program takes together: those with the adapter of the
+            first, as one tile.
         tile: BLOCK_N and BLOCK_K of shrink in place of its config's; None: its config's.
         together: column tiles of shrink that one program sums up at once, from one x tile.
         parts: programs among which shrink's sum over K is divided.
