@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,15 @@ def test_what_needs_too_much_for_fewer_rows_than_measured_is_foretold(compiler):
     assert fewer.failure.kind == "resources"
     assert fewer.smem_bytes >= served_smem_bytes(task, config, H200) > H200.smem_bytes
     assert foretold_failure(task, config, H200).kind == "resources"
+
+
+def test_the_default_is_measured_wherever_it_runs():
+    task = Task(kernel="shrink", K=1024, R=64, S=3, chunk_size=128)
+    small = replace(H200, smem_bytes=100 << 10)
+    default = DEFAULT_CONFIGS["shrink"]
+    assert served_smem_bytes(task, default, small) > small.smem_bytes
+    assert foretold_failure(task, default, small) is None
+    assert foretold_failure(task, replace(default, num_stages=3), small) is not None
 
 
 @pytest.mark.parametrize("chunk_size", [16, 128])
