@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 from lora_autotune.evaluators.gpu import Gpu
-from lora_autotune.kernels.batch import ADAPTER_SLOTS
+from lora_autotune.evaluators.plan import schedule_of
+from lora_autotune.kernels.batch import Batch, served_batch
+from lora_autotune.kernels.blank import NOWHERE
 from lora_autotune.kernels.schedule import GROUPED_ROWS, MIDDLE_COLUMNS, TALL_COLUMNS, widened
 from lora_autotune.space import DEFAULT_CONFIGS, Config
-from lora_autotune.task import Task, Workload
+from lora_autotune.task import Instance, Task, Workload
 from lora_autotune.trial import Failure
 
 ELEMENT_BYTES = 2
@@ -42,13 +46,16 @@ def served_smem_bytes(task: Task, config: Config, gpu: Gpu) -> int:
     return needed
 
 
-def sums_per_thread(task: Task, workload: Workload, config: Config) -> int:
-    """float32 sums that a thread holds at least, on the batch with the tallest tile."""
-    rows = task.chunk_size
-    if any(instance.tokens >= 2 * ADAPTER_SLOTS * GROUPED_ROWS for instance in workload):
-        rows = max(rows, GROUPED_ROWS)
-    warps = config.num_warps or DEFAULT_WARPS
-    return rows * config.BLOCK_N // (WARP * warps)
+def sums_per_thread(task: Task, workload: Workload, config: Config, gpu: Gpu) -> int:
+    """float32 sums that a thread holds of one tile, on the batch where that is most."""
+    threads = WARP * (config.num_warps or DEFAULT_WARPS)
+    sums = []
+    for instance in workload:
+        batch = _batch(instance, task.R, task.chunk_size)
+        schedule = schedule_of(task, batch, config.as_dict(), gpu.multiprocessors)
+        block_n, _ = schedule.tile or (config.BLOCK_N, config.BLOCK_K)
+        sums.append(schedule.group * task.chunk_size * block_n // threads)
+    return max(sums)
 
 
 def foretold_failure(task: Task, config: Config, gpu: Gpu) -> Failure | None:
@@ -67,15 +74,20 @@ def foretold_failure(task: Task, config: Config, gpu: Gpu) -> Failure | None:
     return Failure(kind="resources", message=message)
 
 
-def foretold_defeat(task: Task, workload: Workload, config: Config) -> Failure | None:
+def foretold_defeat(task: Task, workload: Workload, config: Config, gpu: Gpu) -> Failure | None:
     """Why a candidate cannot win, if that is sure: its sums alone fill a thread's registers.
 
     A thread has at most 255 (CUDA C++ Programming Guide, "Technical Specifications per Compute
     Capability"). On the shipped landscapes the best of these takes 1.4 times the best's time, and
     they compile four times as long as others.
     """
-    sums = sums_per_thread(task, workload, config)
+    sums = sums_per_thread(task, workload, config, gpu)
     if sums < MAX_REGISTERS:
         return None
     message = f"needs {sums} registers a thread for its sums alone, there are {MAX_REGISTERS}"
     return Failure(kind="resources", message=message)
+
+
+@functools.cache
+def _batch(instance: Instance, rank: int, chunk_size: int) -> Batch:
+    return served_batch(instance, rank=rank, chunk_size=chunk_size, device=NOWHERE)

@@ -192,9 +192,10 @@ class CudaEvaluator:
         self._pipeline.check()
         failure = None
         if self.platform.kernels == BUILTIN:  # the rules are not known to hold for others
-            failure = foretold_failure(self.task, config, self._machine.gpu)
+            gpu = self._machine.gpu
+            failure = foretold_failure(self.task, config, gpu)
             if failure is None and not self._lane.patient:
-                failure = foretold_defeat(self.task, self.workload, config)
+                failure = foretold_defeat(self.task, self.workload, config, gpu)
         if failure is None:
             self._pipeline.submit(self._lane, config)
         else:
