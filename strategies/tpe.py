@@ -18,7 +18,6 @@ from lora_autotune.trial import Trial
 MAX_DUPLICATES = 20
 """Known configs that the sampler may propose in a row before an unknown one is drawn instead."""
 
-
 STEP_EVERY, STEP_FROM = 2, 5
 """Every so many asks a step is taken from one of so many best configs, in place of a proposal."""
 

@@ -37,15 +37,8 @@ from lora_autotune.pruning import Standings
 from lora_autotune.space import Config
 from lora_autotune.task import Task, Workload
 from lora_autotune.trial import Failure, Measurement, Resources
+from tests.gpus import H200
 
-H200 = Gpu(
-    name="NVIDIA H200",
-    capability=90,
-    multiprocessors=132,
-    smem_bytes=232448,
-    l2_bytes=1 << 26,
-    triton="3.6.0",
-)
 JOB_S = 0.003
 
 

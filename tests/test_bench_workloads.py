@@ -142,10 +142,10 @@ def test_a_config_is_measured_once_whoever_has_it():
 
     default, other = DEFAULT_CONFIGS["shrink"], Config(BLOCK_N=32, BLOCK_K=64)
     evaluator = Once(TASK, BATCHES)
-    row = rows_of.side_by_side(evaluator, [default, other], 3)
+    row = rows_of.side_by_side(evaluator, [default, other], ROUNDS)
     assert row.published.us == row.default_us
     assert row.published.ratios == (1.0, 1.0)
-    assert rows_of.side_by_side(evaluator, [other, other], 3).workload == row.workload
+    assert rows_of.side_by_side(evaluator, [other, other], ROUNDS).workload == row.workload
     assert measured == [[default, other, default]] * 2
 
 

@@ -38,7 +38,8 @@ from lora_autotune.space import DEFAULT_CONFIGS, SearchSpace, named_space
 from lora_autotune.trial import Failure, Measurement
 from lora_autotune.tuner import Job, tune, tune_all
 from tests import fault_jobs
-from tests.fault_jobs import H200, Plan
+from tests.fault_jobs import Plan
+from tests.gpus import H200
 
 optuna = pytest.importorskip("optuna")
 from lora_autotune.journal import Journal  # noqa: E402

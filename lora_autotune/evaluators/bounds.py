@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-
 from lora_autotune.evaluators.gpu import Gpu
-from lora_autotune.evaluators.plan import schedule_of
-from lora_autotune.kernels.batch import Batch, served_batch
-from lora_autotune.kernels.blank import NOWHERE
+from lora_autotune.evaluators.plan import planned_batch, schedule_of
 from lora_autotune.kernels.schedule import GROUPED_ROWS, MIDDLE_COLUMNS, TALL_COLUMNS, widened
 from lora_autotune.space import DEFAULT_CONFIGS, Config
-from lora_autotune.task import Instance, Task, Workload
+from lora_autotune.task import Task, Workload
 from lora_autotune.trial import Failure
 
 ELEMENT_BYTES = 2
@@ -19,31 +15,38 @@ DEFAULT_WARPS, DEFAULT_STAGES = 4, 3
 """Triton's."""
 
 
+def pipeline_bytes(rows: int, tile: tuple[int, int], config: Config, gpu: Gpu) -> int:
+    """Shared memory of shrink's pipeline over tiles of some rows, BLOCK_N and BLOCK_K, in bytes.
+
+    It keeps an x tile and a weights tile for every stage but the one that is being multiplied, and
+    for that too where warp groups multiply (wgmma: compute capability 9, 64 rows and 4 warps).
+    """
+    block_n, block_k = tile
+    warps, stages = config.num_warps or DEFAULT_WARPS, config.num_stages or DEFAULT_STAGES
+    warp_groups = gpu.capability == 90 and rows >= 64 and warps >= 4
+    buffers = stages if warp_groups else max(stages - 1, 1)
+    return (rows + block_n) * block_k * ELEMENT_BYTES * buffers
+
+
 def served_smem_bytes(task: Task, config: Config, gpu: Gpu) -> int:
     """Shared memory that some batch of a server needs, in bytes; 0 where nothing is known.
 
-    A shrink kernel's pipeline keeps an x tile and a weights tile for every stage but the one that
-    is being multiplied, and for that too where warp groups multiply (wgmma: compute capability 9,
-    64 rows and 4 warps). A batch of few rows has the config's own tile; then come tall ones of
-    MIDDLE_COLUMNS and of TALL_COLUMNS, see :func:`lora_autotune.kernels.schedule.shrink_schedule`.
+    A batch of few rows has the config's own tile; then come tall ones of MIDDLE_COLUMNS and of
+    TALL_COLUMNS, see :func:`lora_autotune.kernels.schedule.shrink_schedule`.
     """
     if task.kernel != "shrink":
         return 0
-    columns = task.S * task.R
-    own = config.BLOCK_N, config.BLOCK_K
+    own, columns = (config.BLOCK_N, config.BLOCK_K), task.S * task.R
     middle_n, middle_k = widened(own, min(columns, MIDDLE_COLUMNS))
+    middle, tall = (
+        (min(middle_n, MIDDLE_COLUMNS), middle_k),
+        widened(own, min(columns, TALL_COLUMNS)),
+    )
     tall_rows = max(task.chunk_size, GROUPED_ROWS)
-    warps, stages = config.num_warps or DEFAULT_WARPS, config.num_stages or DEFAULT_STAGES
-    needed = 0
-    for rows, (block_n, block_k) in (
-        (task.chunk_size, own),
-        (tall_rows, (min(middle_n, MIDDLE_COLUMNS), middle_k)),
-        (tall_rows, widened(own, min(columns, TALL_COLUMNS))),
-    ):
-        warp_groups = gpu.capability == 90 and rows >= 64 and warps >= 4
-        buffers = stages if warp_groups else max(stages - 1, 1)
-        needed = max(needed, (rows + block_n) * block_k * ELEMENT_BYTES * buffers)
-    return needed
+    return max(
+        pipeline_bytes(rows, tile, config, gpu)
+        for rows, tile in ((task.chunk_size, own), (tall_rows, middle), (tall_rows, tall))
+    )
 
 
 def sums_per_thread(task: Task, workload: Workload, config: Config, gpu: Gpu) -> int:
@@ -51,11 +54,19 @@ def sums_per_thread(task: Task, workload: Workload, config: Config, gpu: Gpu) ->
     threads = WARP * (config.num_warps or DEFAULT_WARPS)
     sums = []
     for instance in workload:
-        batch = _batch(instance, task.R, task.chunk_size)
+        batch = planned_batch(task, instance)
         schedule = schedule_of(task, batch, config.as_dict(), gpu.multiprocessors)
         block_n, _ = schedule.tile or (config.BLOCK_N, config.BLOCK_K)
         sums.append(schedule.group * task.chunk_size * block_n // threads)
     return max(sums)
+
+
+def smem_failure(needed: int, gpu: Gpu) -> Failure | None:
+    """The failure of a program that needs so much shared memory, in bytes; None where it fits."""
+    if needed <= gpu.smem_bytes:
+        return None
+    message = f"needs {needed} bytes of shared memory, the device has {gpu.smem_bytes}"
+    return Failure(kind="resources", message=message)
 
 
 def foretold_failure(task: Task, config: Config, gpu: Gpu) -> Failure | None:
@@ -67,11 +78,7 @@ def foretold_failure(task: Task, config: Config, gpu: Gpu) -> Failure | None:
     """
     if config == DEFAULT_CONFIGS[task.kernel]:
         return None
-    needed = served_smem_bytes(task, config, gpu)
-    if needed <= gpu.smem_bytes:
-        return None
-    message = f"needs {needed} bytes of shared memory, the device has {gpu.smem_bytes}"
-    return Failure(kind="resources", message=message)
+    return smem_failure(served_smem_bytes(task, config, gpu), gpu)
 
 
 def foretold_defeat(task: Task, workload: Workload, config: Config, gpu: Gpu) -> Failure | None:
@@ -86,8 +93,3 @@ def foretold_defeat(task: Task, workload: Workload, config: Config, gpu: Gpu) ->
         return None
     message = f"needs {sums} registers a thread for its sums alone, there are {MAX_REGISTERS}"
     return Failure(kind="resources", message=message)
-
-
-@functools.cache
-def _batch(instance: Instance, rank: int, chunk_size: int) -> Batch:
-    return served_batch(instance, rank=rank, chunk_size=chunk_size, device=NOWHERE)

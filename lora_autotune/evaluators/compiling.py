@@ -13,10 +13,16 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 
+from lora_autotune.evaluators.bounds import smem_failure
 from lora_autotune.evaluators.gpu import Gpu
-from lora_autotune.evaluators.plan import empty_operands, schedule_of, task_launch, task_offsets
+from lora_autotune.evaluators.plan import (
+    empty_operands,
+    planned_batch,
+    schedule_of,
+    task_launch,
+    task_offsets,
+)
 from lora_autotune.kernel_set import BUILTIN
-from lora_autotune.kernels.batch import served_batch
 from lora_autotune.kernels.blank import NOWHERE
 from lora_autotune.space import Config
 from lora_autotune.task import Task, Workload
@@ -98,10 +104,8 @@ def compile_config(
     options = config.as_dict()
     smem_bytes = 0
     try:
-        for batch in [
-            served_batch(i, rank=task.R, chunk_size=task.chunk_size, device=NOWHERE)
-            for i in workload
-        ]:
+        for instance in workload:
+            batch = planned_batch(task, instance)
             operands = empty_operands(task, batch, device=NOWHERE)
             offsets = task_offsets(task, device=NOWHERE)
             schedule = schedule_of(task, batch, options, _gpu.multiprocessors, kernels=kernels)
@@ -115,10 +119,8 @@ def compile_config(
         message = f"{type(error).__name__}: {' '.join(text.split())[:300]}"
         failure = Failure(kind="compile", message=message)
         return Compiled(compile_s=time.perf_counter() - started_s, failure=failure)
-    refused = None
-    if smem_bytes > _gpu.smem_bytes:
-        text = f"needs {smem_bytes} bytes of shared memory, the device has {_gpu.smem_bytes}"
-        refused = Failure(kind="resources", message=text)
     return Compiled(
-        compile_s=time.perf_counter() - started_s, smem_bytes=smem_bytes, failure=refused
+        compile_s=time.perf_counter() - started_s,
+        smem_bytes=smem_bytes,
+        failure=smem_failure(smem_bytes, _gpu),
     )

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_autotune.kernel_set import BUILTIN
-from lora_autotune.kernels.batch import Batch
-from lora_autotune.kernels.blank import empty, holding
+from lora_autotune.kernels.batch import Batch, served_batch
+from lora_autotune.kernels.blank import NOWHERE, empty, holding
 from lora_autotune.kernels.launch import Launch
 from lora_autotune.kernels.launcher import launcher
 from lora_autotune.kernels.schedule import Schedule
-from lora_autotune.task import Task
+from lora_autotune.task import Instance, Task
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +60,12 @@ def empty_operands(task: Task, batch: Batch, *, device: torch.device | str) -> O
 def task_offsets(task: Task, *, device: torch.device | str) -> Tensor:
     """The task's slice boundaries as the kernel reads them: int64 (S + 1,)."""
     return holding(task.slice_offsets or (0,), "int64", device)
+
+
+@functools.cache
+def planned_batch(task: Task, instance: Instance) -> Batch:
+    """The batch of a workload's instance as blanks: what a launch of the task is planned from."""
+    return served_batch(instance, rank=task.R, chunk_size=task.chunk_size, device=NOWHERE)
 
 
 def schedule_of(
