@@ -38,7 +38,7 @@ def check(
     )
     batch = replace(batch, chunk_size=chunk_size)
     batch.weight_indices[batch.num_segs :] = 2**30  # is not read
-    assert cut is None or batch.likely_segments < batch.num_segs
+    assert cut is None or batch.sizes.likely_segments < batch.num_segs
 
     def fresh(*shape):
         return torch.randn(shape, generator=generator).to(dtype).to(device)

@@ -49,7 +49,7 @@ def test_no_segment_could_be_saved(owners, chunk_size):
 @given(OWNERS, st.sampled_from([16, 32]), st.integers(0, 5))
 def test_likely_segments_is_an_upper_bound(owners, chunk_size, surplus):
     batch = batch_of(owners, chunk_size, surplus)
-    assert batch.num_segs <= batch.likely_segments or not owners
+    assert batch.num_segs <= batch.sizes.likely_segments or not owners
 
 
 def test_a_short_buffer_is_refused():
@@ -64,13 +64,13 @@ def test_an_unknown_adapter_is_refused():
 
 def test_a_served_decode_batch_has_the_padded_grid():
     batch = served_batch(Instance(tokens=32, adapters=8), rank=64, chunk_size=16, device="cpu")
-    assert (batch.num_segs, batch.grid_segments) == (8, 256)
+    assert (batch.num_segs, batch.sizes.grid_segments) == (8, 256)
     assert batch.lora_ranks.tolist() == [64] * 8
 
 
 def test_a_served_prefill_batch_has_room_for_the_slots():
     batch = served_batch(Instance(tokens=30720), rank=64, chunk_size=64, device="cpu")
-    assert (batch.num_segs, batch.grid_segments) == (480, 488)
+    assert (batch.num_segs, batch.sizes.grid_segments) == (480, 488)
     assert torch.equal(batch.lora_ranks, torch.tensor([64] + [0] * 7, dtype=torch.int32))
 
 
@@ -100,7 +100,7 @@ def test_every_adapter_of_a_served_batch_has_rows(tokens, adapters, chunk_size, 
     assert min(rows[:adapters]) >= 1
     assert rows[adapters:] == [0] * (len(rows) - adapters)
     assert len(rows) == max(8, adapters)
-    assert batch.num_segs <= batch.likely_segments <= batch.grid_segments
+    assert batch.num_segs <= batch.sizes.likely_segments <= batch.sizes.grid_segments
     if spread == "even":  # to the row what it was before there was a choice
         owners = torch.arange(tokens) * adapters // tokens
         assert rows[:adapters] == torch.bincount(owners, minlength=adapters).tolist()
@@ -117,14 +117,16 @@ def test_zipf_gives_the_ith_adapter_one_ith():
 def test_one_adapter_per_token():
     batch = served(tokens=20, adapters=20)
     assert rows_of(batch) == [1] * 20
-    assert (batch.num_segs, batch.grid_segments, batch.likely_segments) == (20, 256, 20)
+    assert (batch.num_segs, batch.sizes.grid_segments, batch.sizes.likely_segments) == (20, 256, 20)
 
 
 def test_the_buffer_is_that_of_the_phase():
-    assert served(tokens=32, adapters=8, phase="prefill").grid_segments == 16 + 8
-    assert served(tokens=100, adapters=8, graph_batch=160).grid_segments == 160
-    assert served(tokens=512, adapters=8, phase="decode").grid_segments == 512
-    assert served(tokens=512, adapters=8, phase="decode", graph_batch=768).grid_segments == 768
+    assert served(tokens=32, adapters=8, phase="prefill").sizes.grid_segments == 16 + 8
+    assert served(tokens=100, adapters=8, graph_batch=160).sizes.grid_segments == 160
+    assert served(tokens=512, adapters=8, phase="decode").sizes.grid_segments == 512
+    assert (
+        served(tokens=512, adapters=8, phase="decode", graph_batch=768).sizes.grid_segments == 768
+    )
 
 
 def test_ranks_in_use_are_repeated_over_the_adapters():

@@ -100,7 +100,7 @@ def compile_with_tensors(task: Task, instance: Instance, config: Config) -> bool
     launch = launch_on("meta", task, instance, config)
     assert isinstance(launch.args[0], torch.Tensor)
     launch.compile()
-    return launch.constants.get("SPLIT", False)
+    return launch.variant.constants.get("SPLIT", False)
 
 
 def files_in(folder: Path) -> set[str]:
@@ -125,7 +125,7 @@ def test_what_nobody_compiled_would_show(cache, with_torch):
 
 def compare_with_tensors(task: Task, instance: Instance, config: Config) -> None:
     blank, real = (launch_on(device, task, instance, config) for device in (NOWHERE, "cpu"))
-    assert (blank.kernel, blank.grid) == (real.kernel, real.grid)
+    assert (blank.variant.kernel, blank.grid) == (real.variant.kernel, real.grid)
     for ours, theirs in zip(blank.args, real.args, strict=True):
         if isinstance(ours, Blank):
             assert f"torch.{ours.dtype}" == str(theirs.dtype)

@@ -195,7 +195,7 @@ def test_launches_are_those_of_the_version(site):
     flat = launch_of(EXPAND, BLOCK_N=16, BLOCK_K=16, num_warps=4, maxnreg=96)
     assert flat.grid == (3 + 1 + 1, 7)
     assert flat.args[-1] == EXPAND.slice_offsets
-    assert flat.constants == {"num_warps": 4, "maxnreg": 96}
+    assert flat.variant.constants == {"num_warps": 4, "maxnreg": 96}
     assert flat.args[3:5] == (72, 1)
 
 

@@ -21,7 +21,7 @@ def shrink(
     served: Batch, columns: int = 192, width: int = 1024, block_n: int = 64, block_k: int = 64
 ) -> Schedule:
     config = {"BLOCK_N": block_n, "BLOCK_K": block_k}
-    return shrink_schedule(served, columns, width, config, MULTIPROCESSORS)
+    return shrink_schedule(served.sizes, columns, width, config, MULTIPROCESSORS)
 
 
 @pytest.mark.parametrize("chunk_size", [16, 32, 64, 128])
@@ -83,16 +83,16 @@ def test_a_long_sum_of_few_segments_is_divided():
 
 
 def test_segments_are_not_grouped_where_adapters_change_from_one_to_the_next():
-    assert expand_schedule(batch(512, 8, 16), 32, MULTIPROCESSORS).group == 1
-    assert expand_schedule(batch(4096, 8, 16), 32, MULTIPROCESSORS).group == 4
+    assert expand_schedule(batch(512, 8, 16).sizes, 32, MULTIPROCESSORS).group == 1
+    assert expand_schedule(batch(4096, 8, 16).sizes, 32, MULTIPROCESSORS).group == 4
 
 
 def test_expand_walks_where_programs_are_plenty():
-    assert expand_schedule(batch(32, 8, 16), 48, MULTIPROCESSORS).walk == 1
-    assert expand_schedule(batch(30_720, 1, 64), 32, MULTIPROCESSORS).walk == 8
+    assert expand_schedule(batch(32, 8, 16).sizes, 48, MULTIPROCESSORS).walk == 1
+    assert expand_schedule(batch(30_720, 1, 64).sizes, 32, MULTIPROCESSORS).walk == 8
 
 
 def test_a_padded_buffer_is_not_covered_whole():
-    assert expand_schedule(batch(32, 8, 16), 48, MULTIPROCESSORS).rounds
-    assert not expand_schedule(batch(30_720, 1, 16), 48, MULTIPROCESSORS).rounds
+    assert expand_schedule(batch(32, 8, 16).sizes, 48, MULTIPROCESSORS).rounds
+    assert not expand_schedule(batch(30_720, 1, 16).sizes, 48, MULTIPROCESSORS).rounds
     assert not shrink(batch(1000, 3, 32)).rounds

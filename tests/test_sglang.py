@@ -487,7 +487,7 @@ def test_a_batch_is_viewed_and_not_copied() -> None:
     assert batch.permutation.data_ptr() == info.permutation.data_ptr()
     assert batch.seg_indptr is info.seg_indptr
     # A graph is replayed with other batches: the launch covers the buffer.
-    assert (batch.num_segs, batch.grid_segments) == (16, 16)
+    assert (batch.num_segs, batch.sizes.grid_segments) == (16, 16)
     assert batch_view(batch_info(), 40).num_segs == batch_info().num_segments
 
 

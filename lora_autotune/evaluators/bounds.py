@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lora_autotune.evaluators.gpu import Gpu
 from lora_autotune.evaluators.plan import planned_batch, schedule_of
-from lora_autotune.kernels.schedule import GROUPED_ROWS, MIDDLE_COLUMNS, TALL_COLUMNS, widened
+from lora_autotune.kernels.schedule import GROUPED_ROWS, tall_tiles
 from lora_autotune.space import DEFAULT_CONFIGS, Config
 from lora_autotune.task import Task, Workload
 from lora_autotune.trial import Failure
@@ -31,21 +31,16 @@ def pipeline_bytes(rows: int, tile: tuple[int, int], config: Config, gpu: Gpu) -
 def served_smem_bytes(task: Task, config: Config, gpu: Gpu) -> int:
     """Shared memory that some batch of a server needs, in bytes; 0 where nothing is known.
 
-    A batch of few rows has the config's own tile; then come tall ones of MIDDLE_COLUMNS and of
-    TALL_COLUMNS, see :func:`lora_autotune.kernels.schedule.shrink_schedule`.
+    A batch of few rows has the config's own tile, others tall ones; see
+    :func:`lora_autotune.kernels.schedule.shrink_schedule`.
     """
     if task.kernel != "shrink":
         return 0
     own, columns = (config.BLOCK_N, config.BLOCK_K), task.S * task.R
-    middle_n, middle_k = widened(own, min(columns, MIDDLE_COLUMNS))
-    middle, tall = (
-        (min(middle_n, MIDDLE_COLUMNS), middle_k),
-        widened(own, min(columns, TALL_COLUMNS)),
-    )
     tall_rows = max(task.chunk_size, GROUPED_ROWS)
+    tall = [(tall_rows, tile) for tile in tall_tiles(own, columns)]
     return max(
-        pipeline_bytes(rows, tile, config, gpu)
-        for rows, tile in ((task.chunk_size, own), (tall_rows, middle), (tall_rows, tall))
+        pipeline_bytes(rows, tile, config, gpu) for rows, tile in [(task.chunk_size, own), *tall]
     )
 
 

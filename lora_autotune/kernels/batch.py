@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from lora_autotune.errors import UsageError
 from lora_autotune.kernels.blank import holding
@@ -17,6 +17,27 @@ if TYPE_CHECKING:
 
 ADAPTER_SLOTS = 8
 """``max_loras_per_batch`` of a default server; one of the slots is rank 0, for no adapter."""
+
+
+class BatchSizes(NamedTuple):
+    """What the host knows of a batch without asking the device.
+
+    Attributes:
+        rows: of all adapters.
+        adapters: slots.
+        grid_segments: segments that a launch covers: the whole buffer.
+        chunk_size: most rows in a segment.
+    """
+
+    rows: int
+    adapters: int
+    grid_segments: int
+    chunk_size: int
+
+    @property
+    def likely_segments(self) -> int:
+        """Upper bound on the segments with rows."""
+        return min(self.grid_segments, self.rows // self.chunk_size + self.adapters, self.rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,15 +67,14 @@ class Batch:
     chunk_size: int
 
     @property
-    def grid_segments(self) -> int:
-        """Segments that a launch covers: the whole buffer."""
-        return self.weight_indices.shape[0]
-
-    @property
-    def likely_segments(self) -> int:
-        """Upper bound on the segments with rows, known without asking the device."""
-        rows, adapters = self.permutation.shape[0], self.lora_ranks.shape[0]
-        return min(self.grid_segments, rows // self.chunk_size + adapters, rows)
+    def sizes(self) -> BatchSizes:
+        """What launches are planned from."""
+        return BatchSizes(
+            self.permutation.shape[0],
+            self.lora_ranks.shape[0],
+            self.weight_indices.shape[0],
+            self.chunk_size,
+        )
 
 
 def make_batch(

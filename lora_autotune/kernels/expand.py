@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from lora_autotune.kernels.overlap import after_previous_launch
+from lora_autotune.kernels.prefetch import fetch_tile
 from lora_autotune.kernels.segments import inner_run, rows_beyond_grid, rows_of_run
 
 
@@ -36,12 +37,14 @@ def _add_product(
     OUTPUT_DIM: tl.constexpr,
     X_STRIDE: tl.constexpr,
     R: tl.constexpr,
+    PREFETCH: tl.constexpr,
     RAGGED: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     """Walk the output tiles of one program, slice by slice (nearly always one), x kept in place.
 
+    PREFETCH: an output tile is on its way to the L2 while the one before is worked off.
     ``numbers`` holds the rows' numbers from m = 0 on. They are read once more for each slice: x's
     addresses, kept for the next slice, would take registers from the tiles.
     RAGGED: the rank is no multiple of 8, which a load of 16 bytes holds. Its weights are loaded by
@@ -72,6 +75,8 @@ def _add_product(
             if OUTPUT_DIM % BLOCK_N != 0:
                 mask &= n[None, :] < OUTPUT_DIM
             old = tl.load(out_tile, mask=mask, other=0.0)
+            if PREFETCH and tile + 1 < end_tile:
+                fetch_tile(out_rows, column + (tile + 1) * BLOCK_N, OUTPUT_DIM, BLOCK_N)
             in_slice = (n >= slice_start) & (n < slice_end)
             w_tile = w_adapter + n[None, :] * R + k[:, None]
             if R <= BLOCK_K:
@@ -88,6 +93,24 @@ def _add_product(
                     sums = tl.dot(x_part, w, sums)
             new = old.to(tl.float32) + scaling * sums
             tl.store(out_tile, new.to(old.dtype), mask=mask)
+
+
+@triton.jit
+def _run_at(
+    segment, seg_indptr, weight_indices, lora_ranks, permutation, scalings, num_segs, m,
+    GROUP: tl.constexpr,
+):  # fmt: skip
+    """A run: (its first row in permuted order, which of m are rows, rows, adapter, rank, scaling).
+
+    The rank is 0 where there is nothing to do.
+    """
+    start, length = rows_of_run(seg_indptr, weight_indices, segment, num_segs, GROUP)
+    adapter = tl.load(weight_indices + segment, mask=segment < num_segs, other=0).to(tl.int64)
+    rank = tl.load(lora_ranks + adapter)
+    scaling = tl.load(scalings + adapter).to(tl.float32)
+    live = m < length
+    rows = tl.load(permutation + start + m, mask=live, other=0).to(tl.int64)
+    return start, live, rows, adapter, tl.where(length > 0, rank, 0), scaling
 
 
 @triton.jit
@@ -113,6 +136,7 @@ def _expand_run(
     S: tl.constexpr,
     GROUP: tl.constexpr,
     OVERLAP: tl.constexpr,
+    PREFETCH: tl.constexpr,
     RAGGED_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -120,35 +144,42 @@ def _expand_run(
 ):
     """This program's tiles of the run that begins at a segment."""
     m = tl.arange(0, GROUP * BLOCK_M)
-    start, length = rows_of_run(seg_indptr, weight_indices, segment, num_segs, GROUP)
-    used = segment < num_segs
-    adapter = tl.load(weight_indices + segment, mask=used, other=0).to(tl.int64)
-    rank = tl.load(lora_ranks + adapter)
-    scaling = tl.load(scalings + adapter).to(tl.float32)
-    live = m < length
-    rows = tl.load(permutation + start + m, mask=live, other=0).to(tl.int64)
+    start, live, rows, adapter, rank, scaling = _run_at(
+        segment, seg_indptr, weight_indices, lora_ranks, permutation, scalings, num_segs, m, GROUP
+    )
     after_previous_launch(OVERLAP)
-    w_adapter = weights + adapter * (OUTPUT_DIM * R)
-    out_rows = output + rows * output_stride
     # The multiplication tells the compiler that masks and offsets made from the rank are
     # aligned. tl.multiple_of would tell it so in the other branch as well.
-    if (length > 0) & (rank > 0):
+    if rank > 0:
         if rank % 8 == 0:
             _add_product(
-                x, permutation + start, m, w_adapter, out_rows, live, scaling, slice_offsets,
-                rank // 8 * 8, column, column_end, first_slice, end_slice, OUTPUT_DIM, S * R, R,
-                False, BLOCK_N, BLOCK_K,
+                x, permutation + start, m, weights + adapter * (OUTPUT_DIM * R),
+                output + rows * output_stride, live, scaling, slice_offsets, rank // 8 * 8, column,
+                column_end, first_slice, end_slice, OUTPUT_DIM, S * R, R, PREFETCH, False, BLOCK_N,
+                BLOCK_K,
             )  # fmt: skip
         else:
             # x comes element by element, so all its columns at once. Small tiles keep this
-            # branch's code, and compiling, small.
-            NARROW: tl.constexpr = 64 if GROUP * BLOCK_M >= 32 else 128
-            _add_product(
-                x, permutation + start, m, w_adapter, out_rows, live, scaling, slice_offsets,
-                rank, column, column_end, first_slice, end_slice, OUTPUT_DIM, S * R, R,
-                True, BLOCK_N if BLOCK_N < NARROW else NARROW,
-                BLOCK_K if BLOCK_K > RAGGED_K else RAGGED_K,
-            )  # fmt: skip
+            # branch's code, and compiling, small. What a loop reads anew takes no register from
+            # the other branch.
+            ROWS: tl.constexpr = GROUP * BLOCK_M
+            HEAVY: tl.constexpr = BLOCK_K >= RAGGED_K and ROWS >= 64
+            NARROW: tl.constexpr = 64 if HEAVY or ROWS == 32 else (32 if ROWS >= 64 else 128)
+            more = rank > 0
+            while more:
+                if HEAVY:
+                    start, live, rows, adapter, rank, scaling = _run_at(
+                        segment, seg_indptr, weight_indices, lora_ranks, permutation, scalings,
+                        num_segs, m, GROUP,
+                    )  # fmt: skip
+                _add_product(
+                    x, permutation + start, m, weights + adapter * (OUTPUT_DIM * R),
+                    output + rows * output_stride, live, scaling, slice_offsets, rank, column,
+                    column_end, first_slice, end_slice, OUTPUT_DIM, S * R, R, PREFETCH, True,
+                    BLOCK_N if BLOCK_N < NARROW else NARROW,
+                    BLOCK_K if BLOCK_K > RAGGED_K else RAGGED_K,
+                )  # fmt: skip
+                more = rank < 0
 
 
 @triton.jit(do_not_specialize=["num_segs", "inner", "walk"])
@@ -172,6 +203,7 @@ def expand_kernel(
     ROUNDS: tl.constexpr,
     GROUP: tl.constexpr,
     OVERLAP: tl.constexpr,
+    PREFETCH: tl.constexpr,
     RAGGED_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -186,7 +218,8 @@ def expand_kernel(
     every access is aligned; a tile that a slice boundary crosses is visited once for each
     slice, with the rows of ``weights`` outside the slice masked. An adapter of rank r reads slice i
     of x at columns [i * r, (i + 1) * r). OVERLAP: see :mod:`lora_autotune.kernels.overlap`.
-    RAGGED_K: least BLOCK_K where the rank is no multiple of 8.
+    PREFETCH: see :mod:`lora_autotune.kernels.prefetch`. RAGGED_K: least BLOCK_K where the rank is no
+    multiple of 8.
     """
     column = tl.program_id(0) * walk * BLOCK_N
     column_end = tl.minimum(column + walk * BLOCK_N, OUTPUT_DIM)
@@ -218,11 +251,13 @@ def expand_kernel(
             _expand_run(
                 segment, x, weights, output, output_stride, seg_indptr, weight_indices, lora_ranks,
                 permutation, scalings, slice_offsets, num_segs, column, column_end, first_slice,
-                end_slice, OUTPUT_DIM, R, S, GROUP, OVERLAP, RAGGED_K, BLOCK_M, BLOCK_N, BLOCK_K,
+                end_slice, OUTPUT_DIM, R, S, GROUP, OVERLAP, PREFETCH, RAGGED_K, BLOCK_M, BLOCK_N,
+                BLOCK_K,
             )  # fmt: skip
     else:
         _expand_run(
             group, x, weights, output, output_stride, seg_indptr, weight_indices, lora_ranks,
             permutation, scalings, slice_offsets, num_segs, column, column_end, first_slice,
-            end_slice, OUTPUT_DIM, R, S, GROUP, OVERLAP, RAGGED_K, BLOCK_M, BLOCK_N, BLOCK_K,
+            end_slice, OUTPUT_DIM, R, S, GROUP, OVERLAP, PREFETCH, RAGGED_K, BLOCK_M, BLOCK_N,
+            BLOCK_K,
         )  # fmt: skip

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from lora_autotune.kernels.arrivals import arrival_counters
-from lora_autotune.kernels.batch import Batch
+from lora_autotune.kernels.batch import Batch, BatchSizes
 from lora_autotune.kernels.blank import empty
 from lora_autotune.kernels.expand import expand_kernel
 from lora_autotune.kernels.overlap import overlap_options
+from lora_autotune.kernels.prefetch import prefetches
 from lora_autotune.kernels.schedule import Schedule, cdiv, expand_schedule, shrink_schedule
 from lora_autotune.kernels.shrink import shrink_kernel
+from lora_autotune.kernels.variant import Variant
 
 if TYPE_CHECKING:
     import torch
@@ -22,30 +24,52 @@ if TYPE_CHECKING:
 RAGGED_COLUMNS = 128
 """Most columns of x that expand loads at once for a rank that is no multiple of 8."""
 
+KEPT_PLANS = 4096
+"""Plans that are kept: a server's layers share a few for each batch."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
     """A kernel with everything it is called with.
 
     Attributes:
-        kernel: the Triton function.
+        variant: the Triton function and its compile-time arguments.
         grid: programs along each axis of the launch grid.
         args: its positional arguments.
-        constants: its compile-time arguments, and the options that the config holds.
+        kind: see :meth:`lora_autotune.kernels.variant.Variant.launch`.
     """
 
-    kernel: Any
+    variant: Variant
     grid: tuple[int, ...]
     args: tuple[Any, ...]
-    constants: Mapping[str, Any]
+    kind: Hashable = None
 
     def __call__(self) -> Any:
         """Launch on the current stream; returns the compiled kernel."""
-        return self.kernel[self.grid](*self.args, **self.constants)
+        return self.variant.launch(self.grid, self.args, self.kind)
 
     def compile(self) -> Any:
         """Compile for the active driver's target without launching; tensors may be blanks."""
-        return self.kernel.warmup(*self.args, grid=self.grid, **self.constants)
+        return self.variant.compile(self.grid, self.args)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """What launches have in common whose shapes, config and device are the same.
+
+    Attributes:
+        variant: the Triton function and its compile-time arguments.
+        grid: programs along the three axes of the launch grid.
+        inner: those of them that are for runs within a group of segments.
+        walk: output tiles that one program of expand walks.
+        whole: the same with sums that are not divided; None: this one's are not.
+    """
+
+    variant: Variant
+    grid: tuple[int, int, int]
+    inner: int
+    walk: int = 1
+    whole: _Plan | None = None
 
 
 def shrink_launch(
@@ -70,25 +94,21 @@ def shrink_launch(
         schedule: how the work maps to programs; None: as suits the batch and the device.
     """
     columns, width = weights.shape[1:]
-    if schedule is None:
-        schedule = shrink_schedule(batch, columns, width, config, _multiprocessors(x.device))
-    tile = dict(config)
-    if schedule.tile is not None:
-        tile["BLOCK_N"], tile["BLOCK_K"] = schedule.tile
-    spans = cdiv(columns, tile["BLOCK_N"] * schedule.together)
-    parts = schedule.parts
+    plan = _shrink_plan(
+        batch.sizes, columns, width, num_slices, tuple(config.items()), x.device, schedule
+    )
     partials, arrivals = output, batch.seg_indptr  # stand-ins: not touched by whole sums
-    if parts > 1:
-        counters = arrival_counters(x.device, spans * batch.grid_segments)
+    if plan.whole is not None:
+        parts, spans, _ = plan.grid
+        counters = arrival_counters(x.device, spans * batch.weight_indices.shape[0])
         if counters is None:
-            parts = 1
+            plan = plan.whole
         else:
             partials = empty((x.shape[0], parts, columns), "float32", x.device)
             arrivals = counters
-    inner = _inner_runs(batch, schedule)
     return Launch(
-        kernel=shrink_kernel,
-        grid=(parts, spans, _groups(batch, schedule) + inner),
+        variant=plan.variant,
+        grid=plan.grid,
         args=(
             x,
             weights,
@@ -100,21 +120,56 @@ def shrink_launch(
             batch.lora_ranks,
             batch.permutation,
             batch.num_segs,
-            inner,
-            parts,
+            plan.inner,
+            plan.grid[0],
         ),
-        constants={
-            "K": width,
-            "R": columns // num_slices,
-            "S": num_slices,
-            "ROUNDS": schedule.rounds,
-            "GROUP": schedule.group,
-            "SPLIT": parts > 1,
-            "TOGETHER": schedule.together,
-            "BLOCK_M": batch.chunk_size,
-            **overlap_options(x.device),
-            **tile,
-        },
+        kind=(x.dtype, weights.dtype, output.dtype),
+    )
+
+
+@lru_cache(KEPT_PLANS)
+def _shrink_plan(
+    sizes: BatchSizes,
+    columns: int,
+    width: int,
+    num_slices: int,
+    items: tuple[tuple[str, int], ...],
+    device: torch.device,
+    schedule: Schedule | None,
+) -> _Plan:
+    config = dict(items)
+    if schedule is None:
+        schedule = shrink_schedule(sizes, columns, width, config, _multiprocessors(device))
+    tile = dict(items)
+    if schedule.tile is not None:
+        tile["BLOCK_N"], tile["BLOCK_K"] = schedule.tile
+    inner = _inner_runs(sizes, schedule)
+    spans = cdiv(columns, tile["BLOCK_N"] * schedule.together)
+    groups = _groups(sizes, schedule) + inner
+    constants = {
+        "K": width,
+        "R": columns // num_slices,
+        "S": num_slices,
+        "ROUNDS": schedule.rounds,
+        "GROUP": schedule.group,
+        "SPLIT": False,
+        "TOGETHER": schedule.together,
+        "BLOCK_M": sizes.chunk_size,
+        **overlap_options(device),
+        **tile,
+    }
+    whole = _Plan(
+        variant=_variant(shrink_kernel, tuple(constants.items())),
+        grid=(1, spans, groups),
+        inner=inner,
+    )
+    if schedule.parts == 1:
+        return whole
+    return _Plan(
+        variant=_variant(shrink_kernel, tuple({**constants, "SPLIT": True}.items())),
+        grid=(schedule.parts, spans, groups),
+        inner=inner,
+        whole=whole,
     )
 
 
@@ -140,22 +195,19 @@ def expand_launch(
         schedule: how the work maps to programs; None: as suits the batch and the device.
     """
     output_dim, rank = weights.shape[1:]
-    tiles = cdiv(output_dim, config["BLOCK_N"])
-    if schedule is None:
-        schedule = expand_schedule(batch, tiles, _multiprocessors(x.device))
-    inner = _inner_runs(batch, schedule)
+    slices = slice_offsets.shape[0] - 1
+    plan = _expand_plan(
+        batch.sizes, output_dim, rank, slices, tuple(config.items()), x.device, schedule
+    )
+    stride = output.stride(0)
     return Launch(
-        kernel=expand_kernel,
-        grid=(
-            cdiv(tiles, schedule.walk),
-            1,
-            _groups(batch, schedule) + inner,
-        ),
+        variant=plan.variant,
+        grid=plan.grid,
         args=(
             x,
             weights,
             output,
-            output.stride(0),
+            stride,
             batch.seg_indptr,
             batch.weight_indices,
             batch.lora_ranks,
@@ -163,32 +215,62 @@ def expand_launch(
             batch.scalings,
             slice_offsets,
             batch.num_segs,
-            inner,
-            schedule.walk,
+            plan.inner,
+            plan.walk,
         ),
-        constants={
-            "OUTPUT_DIM": output_dim,
-            "R": rank,
-            "S": slice_offsets.shape[0] - 1,
-            "ROUNDS": schedule.rounds,
-            "GROUP": schedule.group,
-            "RAGGED_K": min(RAGGED_COLUMNS, 1 << (rank - 1).bit_length()),
-            "BLOCK_M": batch.chunk_size,
-            **overlap_options(x.device),
-            **config,
-        },
+        kind=(x.dtype, weights.dtype, output.dtype, stride),
     )
 
 
-def _inner_runs(batch: Batch, schedule: Schedule) -> int:
+@lru_cache(KEPT_PLANS)
+def _expand_plan(
+    sizes: BatchSizes,
+    output_dim: int,
+    rank: int,
+    slices: int,
+    items: tuple[tuple[str, int], ...],
+    device: torch.device,
+    schedule: Schedule | None,
+) -> _Plan:
+    config = dict(items)
+    tiles = cdiv(output_dim, config["BLOCK_N"])
+    if schedule is None:
+        schedule = expand_schedule(sizes, tiles, _multiprocessors(device))
+    inner = _inner_runs(sizes, schedule)
+    constants = {
+        "OUTPUT_DIM": output_dim,
+        "R": rank,
+        "S": slices,
+        "ROUNDS": schedule.rounds,
+        "GROUP": schedule.group,
+        "PREFETCH": prefetches(device, sizes.chunk_size * schedule.group),
+        "RAGGED_K": min(RAGGED_COLUMNS, 1 << (rank - 1).bit_length()),
+        "BLOCK_M": sizes.chunk_size,
+        **overlap_options(device),
+        **config,
+    }
+    return _Plan(
+        variant=_variant(expand_kernel, tuple(constants.items())),
+        grid=(cdiv(tiles, schedule.walk), 1, _groups(sizes, schedule) + inner),
+        inner=inner,
+        walk=schedule.walk,
+    )
+
+
+@cache
+def _variant(kernel: Any, constants: tuple[tuple[str, Any], ...]) -> Variant:
+    return Variant(kernel, dict(constants))
+
+
+def _inner_runs(sizes: BatchSizes, schedule: Schedule) -> int:
     """Most runs that begin within a group, where the rows of an adapter follow each other."""
-    return batch.lora_ranks.shape[0] - 1 if schedule.group > 1 else 0
+    return sizes.adapters - 1 if schedule.group > 1 else 0
 
 
-def _groups(batch: Batch, schedule: Schedule) -> int:
-    segments = batch.grid_segments
+def _groups(sizes: BatchSizes, schedule: Schedule) -> int:
+    segments = sizes.grid_segments
     if schedule.rounds:  # one program at least finds what is beyond the likely segments
-        segments = min(segments, max(1, batch.likely_segments))
+        segments = min(segments, max(1, sizes.likely_segments))
     return cdiv(segments, schedule.group)
 
 

@@ -90,8 +90,8 @@ class _Builtin:
         self, task: Task, batch: Batch, config: Mapping[str, int], multiprocessors: int
     ) -> Schedule:
         if task.kernel == "shrink":
-            return shrink_schedule(batch, task.S * task.R, task.K, config, multiprocessors)
-        return expand_schedule(batch, -(-task.K // config["BLOCK_N"]), multiprocessors)
+            return shrink_schedule(batch.sizes, task.S * task.R, task.K, config, multiprocessors)
+        return expand_schedule(batch.sizes, -(-task.K // config["BLOCK_N"]), multiprocessors)
 
     def launch(
         self,

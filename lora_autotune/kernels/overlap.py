@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from lora_autotune.kernels.target import capability
 
 if TYPE_CHECKING:
     import torch
@@ -31,20 +32,6 @@ def after_previous_launch(OVERLAP: tl.constexpr):
 
 def overlap_options(device: torch.device | Literal["nowhere"]) -> dict[str, Any]:
     """Compile-time argument and launch option of a kernel whose operands are on a device."""
-    return {"OVERLAP": True, "launch_pdl": True} if _overlaps(device) else {"OVERLAP": False}
-
-
-def _overlaps(device: torch.device | Literal["nowhere"]) -> bool:
-    if isinstance(device, str) or device.type == "meta":
-        return _target_overlaps()
-    return device.type == "cuda" and _device_overlaps(device)
-
-
-@cache
-def _device_overlaps(_device: torch.device) -> bool:
-    return _target_overlaps()
-
-
-def _target_overlaps() -> bool:
-    target = triton.runtime.driver.active.get_current_target()
-    return bool(target.backend == "cuda" and target.arch >= LEAST_CAPABILITY)
+    if capability(device) >= LEAST_CAPABILITY:
+        return {"OVERLAP": True, "launch_pdl": True}
+    return {"OVERLAP": False}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lora_autotune.kernels.batch import Batch
+from lora_autotune.kernels.batch import BatchSizes
 
 GROUPED_ROWS = 64
 """Rows that the segments of one program have together, where there are enough of them."""
@@ -66,7 +66,7 @@ def cdiv(length: int, block: int) -> int:
 
 
 def shrink_schedule(
-    batch: Batch, columns: int, width: int, config: Mapping[str, int], multiprocessors: int
+    sizes: BatchSizes, columns: int, width: int, config: Mapping[str, int], multiprocessors: int
 ) -> Schedule:
     """Large tiles where there is work for every multiprocessor anyway, else parts of the sum.
 
@@ -75,24 +75,24 @@ def shrink_schedule(
     tile of MIDDLE_COLUMNS, and parts of the sum are what keeps the multiprocessors busy.
 
     Args:
-        batch: the rows' segments.
+        sizes: of the batch.
         columns: S * R.
         width: K.
         config: BLOCK_N and BLOCK_K.
         multiprocessors: of the device.
     """
-    rows, chunk_size = batch.permutation.shape[0], batch.chunk_size
+    rows, chunk_size = sizes.rows, sizes.chunk_size
     own = config["BLOCK_N"], config["BLOCK_K"]
-    tile, group, segments = own, 1, batch.likely_segments
-    whole = _mostly_whole(batch)
+    tile, group, segments = own, 1, sizes.likely_segments
+    whole = _mostly_whole(sizes)
     if whole:
         group = max(1, GROUPED_ROWS // chunk_size)
         segments = cdiv(rows, group * chunk_size)
+    middle, wide = tall_tiles(own, columns)
     if whole and cdiv(rows, GROUPED_ROWS) * cdiv(columns, TALL_COLUMNS) < MANY * multiprocessors:
-        block_n, block_k = widened(own, min(columns, MIDDLE_COLUMNS))
-        tile = min(block_n, MIDDLE_COLUMNS), block_k
+        tile = middle
     elif whole or segments >= multiprocessors:
-        tile = widened(own, min(columns, TALL_COLUMNS))
+        tile = wide
     tiles = cdiv(columns, tile[0])
     together = parts = 1
     if segments >= multiprocessors:
@@ -112,11 +112,22 @@ def shrink_schedule(
         tile=None if tile == own else tile,
         together=together,
         parts=parts,
-        rounds=_is_padded(batch),
+        rounds=_is_padded(sizes),
     )
 
 
-def widened(tile: tuple[int, int], columns: int) -> tuple[int, int]:
+def tall_tiles(own: tuple[int, int], columns: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """BLOCK_N and BLOCK_K of shrink's tall tiles, made from its config's: of a few, and of many.
+
+    Args:
+        own: BLOCK_N and BLOCK_K of the config.
+        columns: S * R.
+    """
+    block_n, block_k = _widened(own, min(columns, MIDDLE_COLUMNS))
+    return (min(block_n, MIDDLE_COLUMNS), block_k), _widened(own, min(columns, TALL_COLUMNS))
+
+
+def _widened(tile: tuple[int, int], columns: int) -> tuple[int, int]:
     """A tile of the same area that has so many columns, as far as its depth allows."""
     block_n, block_k = tile
     while block_n < columns and block_k >= 2 * LEAST_DEPTH:
@@ -124,33 +135,32 @@ def widened(tile: tuple[int, int], columns: int) -> tuple[int, int]:
     return block_n, block_k
 
 
-def expand_schedule(batch: Batch, tiles: int, multiprocessors: int) -> Schedule:
+def expand_schedule(sizes: BatchSizes, tiles: int, multiprocessors: int) -> Schedule:
     """Tall tiles as for shrink; then as many a program as leave a multiprocessor 6 programs.
 
     Args:
-        batch: the rows' segments.
+        sizes: of the batch.
         tiles: output tiles of one segment.
         multiprocessors: of the device.
     """
-    group = _group(batch, tiles, multiprocessors)
-    groups = cdiv(batch.likely_segments, group)
+    group = _group(sizes, tiles, multiprocessors)
+    groups = cdiv(sizes.likely_segments, group)
     walk = MAX_WALK
     while walk > 1 and groups * cdiv(tiles, walk) < 6 * multiprocessors:
         walk //= 2
-    return Schedule(group=group, walk=walk, rounds=_is_padded(batch))
+    return Schedule(group=group, walk=walk, rounds=_is_padded(sizes))
 
 
-def _is_padded(batch: Batch) -> bool:
-    return PADDED * batch.likely_segments <= batch.grid_segments
+def _is_padded(sizes: BatchSizes) -> bool:
+    return PADDED * sizes.likely_segments <= sizes.grid_segments
 
 
-def _group(batch: Batch, tiles: int, multiprocessors: int) -> int:
-    rows = batch.permutation.shape[0]
-    group = max(1, GROUPED_ROWS // batch.chunk_size)
-    enough = rows // (batch.chunk_size * group) * tiles >= multiprocessors
-    return group if _mostly_whole(batch) and enough else 1
+def _group(sizes: BatchSizes, tiles: int, multiprocessors: int) -> int:
+    group = max(1, GROUPED_ROWS // sizes.chunk_size)
+    enough = sizes.rows // (sizes.chunk_size * group) * tiles >= multiprocessors
+    return group if _mostly_whole(sizes) and enough else 1
 
 
-def _mostly_whole(batch: Batch) -> bool:
+def _mostly_whole(sizes: BatchSizes) -> bool:
     """Whether most groups of segments have one adapter only, and as many rows as they can have."""
-    return batch.permutation.shape[0] >= 2 * batch.lora_ranks.shape[0] * GROUPED_ROWS
+    return sizes.rows >= 2 * sizes.adapters * GROUPED_ROWS

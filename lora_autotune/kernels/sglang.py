@@ -28,6 +28,7 @@ from lora_autotune.errors import EvaluatorError
 from lora_autotune.kernels.batch import Batch
 from lora_autotune.kernels.launch import Launch
 from lora_autotune.kernels.schedule import Schedule
+from lora_autotune.kernels.variant import Variant
 from lora_autotune.task import KERNELS, Task
 
 if TYPE_CHECKING:
@@ -120,20 +121,20 @@ class SglangKernels:
         del schedule
         kernel = self.kernels[task.kernel]
         call = _Call(task, *matrices, batch, offsets)
+        constants = {name: value for name, value in config.items() if name not in _FROM_CONFIG}
         return Launch(
-            kernel=kernel,
+            variant=Variant(kernel, constants),
             grid=_grid(task, batch, config["BLOCK_N"], flat="SLICE_OFFSETS" in kernel.arg_names),
             args=tuple(
                 config[name] if name in _FROM_CONFIG else attrgetter(_ARGUMENTS[name])(call)
                 for name in kernel.arg_names
             ),
-            constants={name: value for name, value in config.items() if name not in _FROM_CONFIG},
         )
 
 
 def _grid(task: Task, batch: Batch, block_n: int, *, flat: bool) -> tuple[int, ...]:
     """Tiles and segments; with slices, those are an axis of their own, or the tiles of all."""
-    segments = batch.grid_segments
+    segments = batch.sizes.grid_segments
     if task.slice_offsets is None:
         return triton.cdiv(task.S * task.R, block_n), segments
     tiles = [

@@ -1,0 +1,41 @@
+"""Loads begun before anybody can use them: lines on their way to the L2 take no registers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import triton
+import triton.language as tl
+
+from lora_autotune.kernels.target import capability
+
+if TYPE_CHECKING:
+    import torch
+
+ROWS = 64
+"""Rows of the tiles that gain: 3 to 10%. With taller ones expand is up to 5% slower."""
+
+
+def prefetches(device: torch.device | Literal["nowhere"], rows: int) -> bool:
+    """Whether a kernel on a device fetches tiles of so many rows ahead."""
+    return rows == ROWS and capability(device) > 0
+
+
+@triton.jit
+def fetch_tile(rows, column, WIDTH: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Bring a tile of two-byte elements to the L2: one instruction for each line of 128 bytes.
+
+    ``rows`` (ROWS,) point at the rows' first elements, each of WIDTH.
+    """
+    LINES: tl.constexpr = BLOCK_N // 64 if BLOCK_N > 64 else 1
+    n = column + tl.arange(0, LINES) * 64
+    if WIDTH % BLOCK_N != 0:
+        n = tl.minimum(n, WIDTH - 1)
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+        "=r,l",
+        [(rows[:, None] + n[None, :]).to(tl.int64)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )

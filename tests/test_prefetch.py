@@ -1,0 +1,61 @@
+"""Expand's tiles are fetched ahead where that pays, and where there is a GPU to do it."""
+
+import pytest
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+
+from lora_autotune.evaluators import compiling
+from lora_autotune.evaluators.plan import empty_operands, schedule_of, task_launch, task_offsets
+from lora_autotune.evaluators.worker import Worker
+from lora_autotune.kernels.batch import served_batch
+from lora_autotune.kernels.blank import NOWHERE
+from lora_autotune.kernels.prefetch import prefetches
+from lora_autotune.space import DEFAULT_CONFIGS
+from lora_autotune.task import DECODE, PREFILL, Instance, Task
+from tests.gpus import H200
+
+
+@pytest.mark.parametrize(
+    ("target", "rows", "expected"),
+    [
+        (GPUTarget("cuda", 80, 32), 64, True),
+        (GPUTarget("cuda", 90, 32), 64, True),
+        (GPUTarget("cuda", 90, 32), 16, False),
+        (GPUTarget("cuda", 90, 32), 128, False),
+        (GPUTarget("hip", "gfx942", 64), 64, False),
+    ],
+)
+def test_tiles_of_64_rows_are_fetched_ahead(monkeypatch, target, rows, expected):
+    class Driver:
+        def get_current_target(self) -> GPUTarget:
+            return target
+
+    monkeypatch.setattr(triton.runtime.driver, "_active", Driver(), raising=False)
+    assert prefetches(NOWHERE, rows) is expected
+    assert not prefetches(torch.device("cpu"), rows)
+
+
+def fetches(task: Task, instance: Instance) -> int:
+    """In what is compiled of the default config, on a GPU that is not there."""
+    batch = served_batch(instance, rank=task.R, chunk_size=task.chunk_size, device=NOWHERE)
+    config = DEFAULT_CONFIGS["expand"].as_dict()
+    schedule = schedule_of(task, batch, config, H200.multiprocessors)
+    operands = empty_operands(task, batch, device=NOWHERE)
+    offsets = task_offsets(task, device=NOWHERE)
+    binary = task_launch(task, operands, batch, offsets, config, schedule).compile()
+    return binary.asm["ptx"].count("prefetch.global.L2")
+
+
+@pytest.fixture(scope="module")
+def compiler(tmp_path_factory):
+    worker = Worker(compiling.set_up, H200, str(tmp_path_factory.mktemp("cache")))
+    yield worker
+    worker.close()
+
+
+@pytest.mark.parametrize("width", [1024, 1000])
+@pytest.mark.parametrize(("instance", "fetched"), [(PREFILL, True), (DECODE, False)])
+def test_the_instruction_is_there(compiler, width, instance, fetched):
+    task = Task(kernel="expand", K=width, R=16, S=1, chunk_size=16)
+    assert bool(compiler.call(fetches, task, instance, timeout_s=120)) is fetched
