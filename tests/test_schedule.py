@@ -31,17 +31,36 @@ def test_a_large_prefill_has_tall_tiles_and_reads_x_once(chunk_size):
 
 
 def test_a_narrow_deep_tile_is_wide_and_shallow_where_rows_are_many():
-    prefill, decode = batch(30_720, 1, 16), batch(32, 8, 16)
-    default = {"block_n": 16, "block_k": 256}
-    assert shrink(prefill, **default) == Schedule(group=4, tile=(64, 64), together=3)
-    assert shrink(decode, **default).tile is None
+    prefill = batch(30_720, 1, 16)
+    wide = Schedule(group=4, tile=(64, 64), together=3)
+    assert shrink(prefill, block_n=16, block_k=256) == wide
     assert shrink(prefill, columns=16, block_n=16, block_k=256).tile is None
     assert shrink(prefill, block_n=16, block_k=64).tile == (32, 32)
 
 
+@pytest.mark.parametrize(
+    ("columns", "width", "tile", "parts"),
+    [
+        (128, 1024, None, 1),
+        (192, 1024, (32, 256), 1),
+        (32, 2048, None, 4),
+        (64, 2048, (32, 256), 4),
+        (16, 3072, None, 8),
+        (48, 4096, (32, 256), 8),
+        (192, 4096, (32, 256), 4),
+    ],
+)
+def test_a_low_tile_is_broad_where_narrow_ones_would_crowd(columns, width, tile, parts):
+    shape = {"columns": columns, "width": width, "block_n": 16, "block_k": 256}
+    schedule = shrink(batch(32, 8, 16), **shape)
+    assert (schedule.tile, schedule.parts, schedule.group) == (tile, parts, 1)
+    assert shrink(batch(32, 8, 64), **shape).tile is None
+    assert shrink(batch(32, 8, 16), **{**shape, "block_n": 32}).tile is None
+
+
 @pytest.mark.parametrize("chunk_size", [16, 64, 128])
 @pytest.mark.parametrize(
-    ("tokens", "tile"), [(512, None), (1024, (32, 128)), (2048, (32, 128)), (4096, (64, 64))]
+    ("tokens", "tile"), [(1024, (32, 128)), (2048, (32, 128)), (4096, (64, 64))]
 )
 def test_in_between_tiles_are_of_middle_width(tokens, tile, chunk_size):
     assert shrink(batch(tokens, 8, chunk_size), block_n=16, block_k=256).tile == tile

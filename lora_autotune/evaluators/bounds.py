@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lora_autotune.evaluators.gpu import Gpu
 from lora_autotune.evaluators.plan import planned_batch, schedule_of
-from lora_autotune.kernels.schedule import GROUPED_ROWS, tall_tiles
+from lora_autotune.kernels.schedule import GROUPED_ROWS, shrink_tiles
 from lora_autotune.space import DEFAULT_CONFIGS, Config
 from lora_autotune.task import Task, Workload
 from lora_autotune.trial import Failure
@@ -37,10 +37,16 @@ def served_smem_bytes(task: Task, config: Config, gpu: Gpu) -> int:
     if task.kernel != "shrink":
         return 0
     own, columns = (config.BLOCK_N, config.BLOCK_K), task.S * task.R
-    tall_rows = max(task.chunk_size, GROUPED_ROWS)
-    tall = [(tall_rows, tile) for tile in tall_tiles(own, columns)]
+    low, tall = task.chunk_size, max(task.chunk_size, GROUPED_ROWS)
+    tiles = shrink_tiles(own, columns, task.chunk_size)
     return max(
-        pipeline_bytes(rows, tile, config, gpu) for rows, tile in [(task.chunk_size, own), *tall]
+        pipeline_bytes(rows, tile, config, gpu)
+        for rows, tile in (
+            (low, own),
+            (low, tiles.broad),
+            (tall, tiles.middle),
+            (tall, tiles.wide),
+        )
     )
 
 

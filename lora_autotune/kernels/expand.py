@@ -218,8 +218,8 @@ def expand_kernel(
     every access is aligned; a tile that a slice boundary crosses is visited once for each
     slice, with the rows of ``weights`` outside the slice masked. An adapter of rank r reads slice i
     of x at columns [i * r, (i + 1) * r). OVERLAP: see :mod:`lora_autotune.kernels.overlap`.
-    PREFETCH: see :mod:`lora_autotune.kernels.prefetch`. RAGGED_K: least BLOCK_K where the rank is no
-    multiple of 8.
+    PREFETCH: see :mod:`lora_autotune.kernels.prefetch`. RAGGED_K: least BLOCK_K where the rank is
+    no multiple of 8.
     """
     column = tl.program_id(0) * walk * BLOCK_N
     column_end = tl.minimum(column + walk * BLOCK_N, OUTPUT_DIM)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from lora_autotune.kernels.batch import BatchSizes
 
@@ -13,6 +14,12 @@ GROUPED_ROWS = 64
 MIDDLE_COLUMNS, TALL_COLUMNS, LEAST_DEPTH = 32, 64, 32
 """Columns of a tall tile of shrink where those of TALL_COLUMNS would be few, and columns that it
 has at least where they are many; and the least BLOCK_K that is left to it."""
+
+LOW_ROWS, BROAD_COLUMNS = 32, 32
+"""Largest chunk size of low tiles, and columns of one of shrink where narrower ones would crowd."""
+
+CROWDED = 0.8
+"""So many programs of narrow low tiles for each multiprocessor are a crowd."""
 
 MANY = 1.4
 """So many tiles of 64 rows and TALL_COLUMNS for each multiprocessor are many."""
@@ -33,8 +40,15 @@ PADDED = 1.5
 """A buffer this many times as long as the segments that are likely is not covered whole: to go on
 in rounds costs registers."""
 
-LEAST_SPLIT, LEAST_PART = 2048, 512
-"""Least K that is cut into parts, and least K of a part."""
+LEAST_SPLIT, LEAST_PART, SPARE_PART = 2048, 512, 256
+"""Least K that is cut into parts, least K of a part, and least where multiprocessors are idle."""
+
+SPARE = 0.75
+"""Programs of low tiles for each multiprocessor up to which others are idle."""
+
+BUSY = {"tall": 0.5, "narrow": 1.0, "broad": 1.5}
+"""Programs for each multiprocessor beyond which shrink's sum is not divided further, by their tile:
+tall ones would be in each other's way, those of few rows wait for memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +86,8 @@ def shrink_schedule(
 
     Few rows want narrow, deep tiles, many rows wide ones: so where rows are many a tile is taken
     for one of the same area, and one config can serve both. In between, x is read once for every
-    tile of MIDDLE_COLUMNS, and parts of the sum are what keeps the multiprocessors busy.
+    tile of MIDDLE_COLUMNS, and parts of the sum are what keeps the multiprocessors busy. Few rows
+    of many columns want tiles that are deep all the same, but fewer of them.
 
     Args:
         sizes: of the batch.
@@ -88,25 +103,22 @@ def shrink_schedule(
     if whole:
         group = max(1, GROUPED_ROWS // chunk_size)
         segments = cdiv(rows, group * chunk_size)
-    middle, wide = tall_tiles(own, columns)
+    tiles = shrink_tiles(own, columns, chunk_size)
+    is_low = not whole and chunk_size <= LOW_ROWS and segments < multiprocessors
     if whole and cdiv(rows, GROUPED_ROWS) * cdiv(columns, TALL_COLUMNS) < MANY * multiprocessors:
-        tile = middle
+        tile = tiles.middle
     elif whole or segments >= multiprocessors:
-        tile = wide
-    tiles = cdiv(columns, tile[0])
+        tile = tiles.wide
+    elif is_low and _low_programs(segments, columns, width, own, multiprocessors) > CROWDED:
+        tile = tiles.broad
+    spans = cdiv(columns, tile[0])
     together = parts = 1
     if segments >= multiprocessors:
-        step = (group * chunk_size + tiles * tile[0]) * tile[1]
-        together = 1 if tiles > MAX_TOGETHER or step > MAX_STEP else tiles
+        step = (group * chunk_size + spans * tile[0]) * tile[1]
+        together = 1 if spans > MAX_TOGETHER or step > MAX_STEP else spans
     else:
-        # Programs of tall tiles would be in each other's way; those of few rows wait for memory.
-        most = multiprocessors // 2 if whole else multiprocessors
-        while (
-            width >= max(LEAST_SPLIT, 2 * parts * LEAST_PART)
-            and 2 * parts <= MAX_PARTS
-            and segments * tiles * parts <= most
-        ):
-            parts *= 2
+        kind = "tall" if whole else "narrow" if tile[0] < BROAD_COLUMNS else "broad"
+        parts = _parts(segments * spans / multiprocessors, width, kind, is_low=is_low)
     return Schedule(
         group=group,
         tile=None if tile == own else tile,
@@ -116,15 +128,62 @@ def shrink_schedule(
     )
 
 
-def tall_tiles(own: tuple[int, int], columns: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """BLOCK_N and BLOCK_K of shrink's tall tiles, made from its config's: of a few, and of many.
+class Tiles(NamedTuple):
+    """BLOCK_N and BLOCK_K of shrink's tiles, by what a batch is like.
+
+    Attributes:
+        broad: few rows, and much to read for them.
+        middle: a few tall tiles.
+        wide: many of them.
+    """
+
+    broad: tuple[int, int]
+    middle: tuple[int, int]
+    wide: tuple[int, int]
+
+
+def shrink_tiles(own: tuple[int, int], columns: int, chunk_size: int) -> Tiles:
+    """Those that stand in for a config's own.
 
     Args:
         own: BLOCK_N and BLOCK_K of the config.
         columns: S * R.
+        chunk_size: most rows in a segment.
     """
     block_n, block_k = _widened(own, min(columns, MIDDLE_COLUMNS))
-    return (min(block_n, MIDDLE_COLUMNS), block_k), _widened(own, min(columns, TALL_COLUMNS))
+    is_broad = chunk_size <= LOW_ROWS and columns >= BROAD_COLUMNS
+    return Tiles(
+        broad=(max(own[0], BROAD_COLUMNS), own[1]) if is_broad else own,
+        middle=(min(block_n, MIDDLE_COLUMNS), block_k),
+        wide=_widened(own, min(columns, TALL_COLUMNS)),
+    )
+
+
+def _low_programs(
+    segments: int, columns: int, width: int, tile: tuple[int, int], multiprocessors: int
+) -> float:
+    """Programs of low tiles for each multiprocessor, those of a divided sum counted in."""
+    load = segments * cdiv(columns, tile[0]) / multiprocessors
+    return load * _parts(load, width, "narrow", is_low=True)
+
+
+def _parts(load: float, width: int, kind: str, *, is_low: bool) -> int:
+    """Programs among which the sum is divided.
+
+    Args:
+        load: programs for each multiprocessor with sums that are not divided.
+        width: K.
+        kind: one of BUSY.
+        is_low: whether tiles are of few rows.
+    """
+    parts = 1
+    while width >= LEAST_SPLIT and 2 * parts <= MAX_PARTS:
+        more = width >= 2 * parts * LEAST_PART and load * parts <= BUSY[kind]
+        spare = is_low and width >= 2 * parts * SPARE_PART and 2 * load * parts <= SPARE
+        if not (more or spare):
+            break
+        parts *= 2
+    return parts
 
 
 def _widened(tile: tuple[int, int], columns: int) -> tuple[int, int]:
