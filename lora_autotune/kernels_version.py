@@ -15,13 +15,17 @@ from typing import Any
 _PACKAGE = Path(__file__).parent
 _ROOM = "lora_autotune.kernels."
 
+_HOST = {f"{_ROOM}variant"}
+"""Modules that decide nothing of what runs on the GPU, only how the host finds it again."""
+
 
 @cache
 def builtin_kernels_version() -> str:
     """Twelve digits of a SHA-256 over what a launch of the built-in kernels is made of.
 
     That is ``kernels/launch.py`` and the modules beside it that it imports, directly or not,
-    without their comments and docstrings: what cannot change a time does not change the version.
+    without their comments and docstrings, and without how a binary is found again: what cannot
+    change a time on the GPU does not change the version.
     """
     digest = hashlib.sha256()
     for module in sorted(_with_imports({f"{_ROOM}launch"})):
@@ -30,7 +34,7 @@ def builtin_kernels_version() -> str:
 
 
 def _with_imports(modules: set[str]) -> set[str]:
-    found = modules | {name for module in modules for name in _imports(module)}
+    found = modules | {name for module in modules for name in _imports(module)} - _HOST
     return found if found == modules else _with_imports(found)
 
 

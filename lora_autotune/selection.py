@@ -207,9 +207,9 @@ def _regression(
         kept = sum(ratio <= 1 + most for ratio in ratios[i])
         if _sign_test_p(kept, len(times)) > MAX_SIGN_TEST_P:
             return (
-                f"is {median(ratios[i]) - 1:.1%} slower than the default on the batch of "
-                f"{workload[i].tokens} tokens, and over {most:.1%} in {len(times) - kept} of "
-                f"{len(times)} rounds"
+                f"is over {most:.1%} slower than the default on the batch of {workload[i].tokens} "
+                f"tokens in {len(times) - kept} of {len(times)} rounds "
+                f"(median {median(ratios[i]) - 1:+.1%})"
             )
     return None
 

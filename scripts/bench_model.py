@@ -5,9 +5,9 @@
 bf16, LoRA of rank 64 on qkv, o, gate_up and down, 8 slots; scripts/decoder.py says what else the
 model is. The steps: prefill of 60 x 512 tokens with one adapter, at chunk size 16 and at 128, and
 decode of 32 tokens over 8 adapters with 1,024 tokens cached, all in a server's segment buffers. The
-ways: no LoRA; what no kernel outside of the layers' own can do without (each layer's input read,
-its output read and written, and nothing computed); our kernels, by default and with the configs
-that the loader finds (it reads SGLANG_LORA_CONFIG_DIR); SGLang's kernels, where SGLang is
+ways: no LoRA; at prefill what no kernel outside of the layers' own can do without (each layer's
+input read, its output read and written, and nothing computed); our kernels, by default and with the
+configs that the loader finds (it reads SGLANG_LORA_CONFIG_DIR); SGLang's kernels, where SGLang is
 installed, by default and with the configs in its package. They are replayed in turns: median
 milliseconds, and the ratio to no LoRA.
 Each way's LoRA layers are compared with the float64 reference on a small batch first. It needs a
@@ -207,7 +207,9 @@ def measure(
     attend = attention_of(decoder, step)
     tokens = rows // step.sequences
     last = slice(tokens - 1, None, tokens)
-    loras: dict[str, Lora | None] = {"no LoRA": None, "its traffic alone": traffic_alone}
+    loras: dict[str, Lora | None] = {"no LoRA": None}
+    if step.cached is None:  # at decode launches are what costs
+        loras["its traffic alone"] = traffic_alone
     for name, (kernels, configs) in variants.items():
         if name not in failed:
             loras[name] = Kernels(kernels, configs, batch, gpu)

@@ -89,6 +89,7 @@ def main(device, dtype_name):
     for schedule in (group, rounds | group, group | {"parts": 2}):
         scattered(dtype, device, schedule)
     nothing(dtype, device)
+    kinds(dtype, device)
     inner_runs(device)
 
 
@@ -124,6 +125,26 @@ def scattered(dtype, device, schedule):
     reference = expand_reference(x, weights, batch, boundaries, output)
     expand_launch(x, weights, output, batch, boundaries, config, schedule=schedule)()
     close(output, reference, dtype, "scattered expand")
+
+
+def kinds(dtype, device):
+    """One shape with outputs of several strides and boundaries of both dtypes, each twice."""
+    generator = torch.Generator().manual_seed(2)
+    owners, ranks = [0] * 40 + [1] * 9, [16, 16]
+    batch = make_batch(owners, ranks=ranks, scalings=[0.5, 2.0], chunk_size=16, device=device)
+
+    def fresh(*shape):
+        return torch.randn(shape, generator=generator).to(dtype).to(device)
+
+    x, weights = fresh(len(owners), 32), fresh(2, 48, 16)
+    for stride in (48, 57, 64, 48, 57):
+        for index in (torch.int64, torch.int32, torch.int64):
+            output = fresh(len(owners), stride)
+            boundaries = torch.tensor([0, 16, 48], dtype=index, device=device)
+            reference = expand_reference(x, weights, batch, boundaries, output)
+            config = {"BLOCK_N": 16, "BLOCK_K": 16}
+            expand_launch(x, weights, output, batch, boundaries, config)()
+            close(output, reference, dtype, "kinds", stride, index)
 
 
 @triton.jit

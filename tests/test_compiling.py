@@ -126,15 +126,15 @@ def test_the_default_is_measured_wherever_it_runs():
     assert foretold_failure(task, replace(default, num_stages=3), small) is not None
 
 
-@pytest.mark.parametrize("chunk_size", [16, 128])
+@pytest.mark.parametrize(("rank", "chunk_size"), [(16, 16), (64, 16), (16, 128), (64, 64)])
 @pytest.mark.parametrize(
     ("block_n", "block_k", "warps", "stages"),
     [(16, 256, 4, 3), (32, 256, 4, 3), (64, 128, 8, 2), (64, 256, 4, 4), (64, 64, 2, 5)],
 )
 def test_the_shared_memory_that_is_foretold_is_that_of_the_batch_that_needs_most(
-    compiler, block_n, block_k, warps, stages, chunk_size
+    compiler, block_n, block_k, warps, stages, rank, chunk_size
 ):
-    task = Task(kernel="shrink", K=1024, R=16, S=2, chunk_size=chunk_size)
+    task = Task(kernel="shrink", K=1024, R=rank, S=2, chunk_size=chunk_size)
     config = Config(BLOCK_N=block_n, BLOCK_K=block_k, num_warps=warps, num_stages=stages)
     needed = [
         compile_one(compiler, task, config, (Instance(tokens=tokens),)).smem_bytes

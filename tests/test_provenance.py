@@ -313,9 +313,12 @@ def test_the_kernels_version_is_that_of_what_is_launched(
     assert len(here) == 12
     with monkeypatch.context() as patch:
         patch.setattr(kernels_version, "_PACKAGE", tmp_path)
-        launch = "from lora_autotune.kernels.shrink import kernel\n"
+        launch = (
+            "from lora_autotune.kernels.shrink import kernel\n"
+            "from lora_autotune.kernels.variant import Variant\n"
+        )
         first = version(launch=launch, shrink="def kernel(x):\n    return x\n", reference="1")
         said = 'def kernel(x):\n    """The kernel."""\n    return x  # of course\n'
-        assert version(shrink=said, reference="2") == first
+        assert version(shrink=said, reference="2", variant="3") == first
         assert version(shrink="def kernel(x):\n    return x + 1\n") != first
     assert version() == here

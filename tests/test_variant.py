@@ -14,6 +14,7 @@ class Kernel:
 
     def __init__(self):
         self.searched, self.direct = [], []
+        self.pre_run_hooks = []
 
     def __getitem__(self, grid):
         def search(*args, **constants):
@@ -21,6 +22,11 @@ class Kernel:
             return Binary(self)
 
         return search
+
+    @property
+    def launches(self):
+        """Those for which a binary was searched, and those of a known one."""
+        return len(self.searched), len(self.direct)
 
 
 class Binary:
@@ -31,8 +37,8 @@ class Binary:
         return lambda *args: self.kernel.direct.append((grid, args))
 
 
-def tensor(address: int = 256, *, is_cuda: bool = True) -> SimpleNamespace:
-    return SimpleNamespace(is_cuda=is_cuda, data_ptr=lambda: address)
+def tensor(address=256, *, is_cuda=True, device=0, dtype="half") -> SimpleNamespace:
+    return SimpleNamespace(is_cuda=is_cuda, data_ptr=lambda: address, device=device, dtype=dtype)
 
 
 @pytest.fixture
@@ -42,23 +48,39 @@ def variant() -> Variant:
 
 def test_a_binary_is_launched_again_with_its_constants_in_their_places(variant):
     x, y = tensor(), tensor(512)
-    first = variant.launch((3, 1, 2), (x, 5), "half")
-    assert variant.launch((1, 1, 1), (y, 6), "half") is first
+    first = variant.launch((3, 1, 2), (x, 5), ())
+    assert variant.launch((1, 1, 1), (y, 6), ()) is first
     assert variant.kernel.searched == [((3, 1, 2), (x, 5), variant.constants)]
     assert variant.kernel.direct == [((1, 1, 1), (y, 6, 16, True))]
 
 
-def test_each_kind_has_its_own(variant):
-    x = tensor()
-    for kind in ("half", "bfloat16", "half"):
-        variant.launch((1, 1, 1), (x, 5), kind)
-    assert (len(variant.kernel.searched), len(variant.kernel.direct)) == (2, 1)
+@pytest.mark.parametrize(
+    ("x", "kind"), [(tensor(device=1), 8), (tensor(dtype="float"), 8), (tensor(), 16)]
+)
+def test_each_device_dtype_and_kind_has_its_own(variant, x, kind):
+    for one, other in ((tensor(), 8), (x, kind), (tensor(), 8), (x, kind)):
+        variant.launch((1, 1, 1), (one, 5), other)
+    assert variant.kernel.launches == (2, 2)
+    assert [x.device for x, *_ in (args for _, args in variant.kernel.direct)] == [0, x.device]
+
+
+def test_so_has_the_dtype_of_a_tensor_that_is_not_the_first(variant):
+    for dtype in ("int64", "int32", "int64"):
+        variant.launch((1, 1, 1), (tensor(), tensor(dtype=dtype)), 8)
+    assert variant.kernel.launches == (2, 1)
 
 
 @pytest.mark.parametrize(
-    ("x", "kind"), [(tensor(264), "half"), (tensor(is_cuda=False), "half"), (tensor(), None)]
+    ("x", "kind"), [(tensor(264), 8), (tensor(is_cuda=False), 8), (tensor(), None)]
 )
 def test_what_it_cannot_tell_triton_does(variant, x, kind):
-    variant.launch((1, 1, 1), (tensor(), 5), "half")
+    variant.launch((1, 1, 1), (tensor(), 5), 8)
     variant.launch((1, 1, 1), (x, 5), kind)
-    assert (len(variant.kernel.searched), len(variant.kernel.direct)) == (2, 0)
+    assert variant.kernel.launches == (2, 0)
+
+
+def test_a_hook_before_each_launch_is_run_by_triton(variant):
+    variant.launch((1, 1, 1), (tensor(), 5), 8)
+    variant.kernel.pre_run_hooks.append(print)
+    variant.launch((1, 1, 1), (tensor(), 5), 8)
+    assert variant.kernel.launches == (2, 0)

@@ -44,7 +44,7 @@ class Candidate:
         """Seconds of computing that compiling it may take."""
         if self.slow:
             return PATIENT_COMPILE_LIMIT_S
-        kernels = min(3, len(self.lane.subject.workload))  # for few rows, for many, in between
+        kernels = min(3, len(self.lane.subject.workload))  # other batches share theirs, mostly
         return kernels * COMPILE_LIMIT_S
 
 

@@ -160,8 +160,9 @@ def _expand_run(
             )  # fmt: skip
         else:
             # x comes element by element, so all its columns at once. Small tiles keep this
-            # branch's code, and compiling, small. What a loop reads anew takes no register from
-            # the other branch.
+            # branch's code, and compiling, small. Where they are of many rows, what is read anew
+            # takes no register from the other branch; the loop, of one round, hides from the
+            # compiler that it is the same.
             ROWS: tl.constexpr = GROUP * BLOCK_M
             HEAVY: tl.constexpr = BLOCK_K >= RAGGED_K and ROWS >= 64
             NARROW: tl.constexpr = 64 if HEAVY or ROWS == 32 else (32 if ROWS >= 64 else 128)

@@ -10,7 +10,7 @@ ALIGNED_BYTES = 16
 
 
 class Variant:
-    """What Triton has a binary for, but for the kind of the other arguments.
+    """What Triton has a binary for, but for the device and the kind of the other arguments.
 
     Attributes:
         kernel: the Triton function.
@@ -20,28 +20,33 @@ class Variant:
     def __init__(self, kernel: Any, constants: Mapping[str, Any]) -> None:
         self.kernel = kernel
         self.constants = constants
-        self._binaries: dict[Hashable, Any] = {}
+        self._binaries: dict[Hashable, tuple[Any, tuple[Any, ...]]] = {}
 
     def launch(self, grid: tuple[int, ...], args: tuple[Any, ...], kind: Hashable) -> Any:
         """Launch on the current stream; returns the compiled kernel.
 
         Triton describes all arguments anew at each launch, to find the binary that fits: 21 us of
-        the host. The same binary called again takes 9.
+        the host. The same binary called again takes 10. A hook that is to run before each launch
+        is a case for Triton; its instrumentation has to be on from the first launch.
 
         Args:
             grid: programs along each axis of the launch grid: three of them, where a kind is given.
             args: the positional arguments, a tensor first.
-            kind: all else that Triton compiles for, if every tensor is aligned: dtypes, and
-                integers that the kernel is specialised for. None: Triton finds out itself.
+            kind: what Triton compiles for besides the device, the tensors' dtypes and their
+                alignment: the integers that the kernel is specialised for. None: Triton finds out
+                itself.
         """
-        if kind is None or not args[0].is_cuda or not _are_aligned(args):
+        key = None if kind is None or self.kernel.pre_run_hooks else _key(args, kind)
+        if key is None:
             return self.kernel[grid](*args, **self.constants)
-        binary = self._binaries.get(kind)
-        if binary is None:
-            binary = self._binaries[kind] = self.kernel[grid](*args, **self.constants)
-        else:
+        known = self._binaries.get(key)
+        if known is None:
+            binary = self.kernel[grid](*args, **self.constants)
             names = self.kernel.arg_names[len(args) :]
-            binary[grid](*args, *[self.constants[name] for name in names])
+            self._binaries[key] = binary, tuple(self.constants[name] for name in names)
+            return binary
+        binary, constants = known
+        binary[grid](*args, *constants)
         return binary
 
     def compile(self, grid: tuple[int, ...], args: tuple[Any, ...]) -> Any:
@@ -49,7 +54,14 @@ class Variant:
         return self.kernel.warmup(*args, grid=grid, **self.constants)
 
 
-def _are_aligned(args: tuple[Any, ...]) -> bool:
-    return not any(
-        arg.data_ptr() % ALIGNED_BYTES for arg in args if not isinstance(arg, int | float)
-    )
+def _key(args: tuple[Any, ...], kind: Hashable) -> Hashable | None:
+    """What a binary is known by; None where a tensor is not aligned, or on no GPU."""
+    if not args[0].is_cuda:
+        return None
+    key: list[Hashable] = [kind, args[0].device]
+    for arg in args:
+        if not isinstance(arg, int | float):
+            if arg.data_ptr() % ALIGNED_BYTES:
+                return None
+            key.append(arg.dtype)
+    return tuple(key)

@@ -1,0 +1,52 @@
+"""What is foretold of shared memory holds for every schedule that a batch can have."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from lora_autotune.evaluators.bounds import pipeline_bytes, served_smem_bytes
+from lora_autotune.kernels.batch import BatchSizes
+from lora_autotune.kernels.schedule import shrink_schedule
+from lora_autotune.space import Config
+from lora_autotune.task import CHUNK_SIZES, Task
+from tests.gpus import H200
+
+ROWS = (1, 8, 32, 200, 500, 1000, 2000, 5000, 9000, 20_000, 30_720, 100_000)
+
+
+@pytest.mark.parametrize("chunk_size", CHUNK_SIZES)
+def test_no_batch_needs_more_than_is_foretold(chunk_size):
+    draw = random.Random(chunk_size).choice
+    reached = set()
+    for _ in range(2000):
+        task = Task(
+            kernel="shrink",
+            K=draw((1024, 2048, 3072, 4096)),
+            R=draw((8, 16, 20, 32, 64, 128, 256)),
+            S=draw((1, 2, 3)),
+            chunk_size=chunk_size,
+        )
+        config = Config(
+            BLOCK_N=draw((16, 32, 64, 128)),
+            BLOCK_K=draw((32, 64, 128, 256, 512)),
+            num_warps=draw((1, 2, 4, 8)),
+            num_stages=draw((1, 2, 3, 4, 5)),
+        )
+        rows, slots = draw(ROWS), draw((1, 2, 8, 16, 128))
+        sizes = BatchSizes(
+            rows=rows,
+            adapters=slots,
+            grid_segments=max(-(-rows // chunk_size) + slots, 16),
+            chunk_size=chunk_size,
+        )
+        columns = task.S * task.R
+        schedule = shrink_schedule(sizes, columns, task.K, config.as_dict(), H200.multiprocessors)
+        block_n, block_k = schedule.tile or (config.BLOCK_N, config.BLOCK_K)
+        tile = block_n * schedule.together, block_k
+        needed = pipeline_bytes(schedule.group * chunk_size, tile, config, H200)
+        foretold = served_smem_bytes(task, config, H200)
+        assert needed <= foretold, (task, config, sizes, schedule)
+        reached.add((needed == foretold, schedule.together > 1, schedule.tile is None))
+    assert {(True, True, True), (True, True, False), (True, False, True)} <= reached
