@@ -1,4 +1,8 @@
-"""A GPU to compile for where there is none."""
+"""GPUs to compile for where there are none."""
+
+import pytest
+import triton
+from triton.backends.compiler import GPUTarget
 
 from lora_autotune.evaluators.gpu import Gpu
 
@@ -10,3 +14,13 @@ H200 = Gpu(
     l2_bytes=60 << 20,
     triton="any",
 )
+
+
+def compile_for(target: GPUTarget, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's active driver knows this target, and nothing else."""
+
+    class Driver:
+        def get_current_target(self) -> GPUTarget:
+            return target
+
+    monkeypatch.setattr(triton.runtime.driver, "_active", Driver(), raising=False)

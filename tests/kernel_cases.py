@@ -128,7 +128,7 @@ def scattered(dtype, device, schedule):
 
 
 def kinds(dtype, device):
-    """One shape with outputs of several strides and boundaries of both dtypes, each twice."""
+    """One shape with outputs of several strides and boundaries of both dtypes, in turns."""
     generator = torch.Generator().manual_seed(2)
     owners, ranks = [0] * 40 + [1] * 9, [16, 16]
     batch = make_batch(owners, ranks=ranks, scalings=[0.5, 2.0], chunk_size=16, device=device)

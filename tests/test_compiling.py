@@ -23,13 +23,6 @@ SHRINK = Task(kernel="shrink", K=256, R=32, S=3, chunk_size=32)
 EXPAND = Task(kernel="expand", K=512, R=32, S=2, chunk_size=32)
 
 
-@pytest.fixture(scope="module")
-def compiler(tmp_path_factory):
-    worker = Worker(compiling.set_up, H200, str(tmp_path_factory.mktemp("cache")))
-    yield worker
-    worker.close()
-
-
 def compile_one(worker, task, config, workload=WORKLOAD):
     return worker.call(compiling.compile_config, task, workload, config, timeout_s=120)
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import triton
 from triton.backends.compiler import GPUTarget
 
 from lora_autotune.kernels.batch import make_batch
@@ -10,13 +9,9 @@ from lora_autotune.kernels.blank import NOWHERE
 from lora_autotune.kernels.launch import Launch, expand_launch, shrink_launch
 from lora_autotune.kernels.overlap import overlap_options
 from lora_autotune.space import DEFAULT_CONFIGS
+from tests.gpus import compile_for
 
 LAYERS, ROWS, WIDTH, RANK = 40, 200, 2048, 16
-
-
-class Driver:
-    def __init__(self, target: GPUTarget) -> None:
-        self.get_current_target = lambda: target
 
 
 @pytest.mark.parametrize(
@@ -30,7 +25,7 @@ class Driver:
     ],
 )
 def test_launches_overlap_from_hopper_on(monkeypatch, target, overlaps):
-    monkeypatch.setattr(triton.runtime.driver, "_active", Driver(target), raising=False)
+    compile_for(target, monkeypatch)
     options = overlap_options(NOWHERE)
     assert options["OVERLAP"] is overlaps
     assert ("launch_pdl" in options) is overlaps

@@ -2,18 +2,15 @@
 
 import pytest
 import torch
-import triton
 from triton.backends.compiler import GPUTarget
 
-from lora_autotune.evaluators import compiling
 from lora_autotune.evaluators.plan import empty_operands, schedule_of, task_launch, task_offsets
-from lora_autotune.evaluators.worker import Worker
 from lora_autotune.kernels.batch import served_batch
 from lora_autotune.kernels.blank import NOWHERE
 from lora_autotune.kernels.prefetch import prefetches
 from lora_autotune.space import DEFAULT_CONFIGS
 from lora_autotune.task import DECODE, PREFILL, Instance, Task
-from tests.gpus import H200
+from tests.gpus import H200, compile_for
 
 
 @pytest.mark.parametrize(
@@ -27,11 +24,7 @@ from tests.gpus import H200
     ],
 )
 def test_tiles_of_64_rows_are_fetched_ahead(monkeypatch, target, rows, expected):
-    class Driver:
-        def get_current_target(self) -> GPUTarget:
-            return target
-
-    monkeypatch.setattr(triton.runtime.driver, "_active", Driver(), raising=False)
+    compile_for(target, monkeypatch)
     assert prefetches(NOWHERE, rows) is expected
     assert not prefetches(torch.device("cpu"), rows)
 
@@ -45,13 +38,6 @@ def fetches(task: Task, instance: Instance) -> int:
     offsets = task_offsets(task, device=NOWHERE)
     binary = task_launch(task, operands, batch, offsets, config, schedule).compile()
     return binary.asm["ptx"].count("prefetch.global.L2")
-
-
-@pytest.fixture(scope="module")
-def compiler(tmp_path_factory):
-    worker = Worker(compiling.set_up, H200, str(tmp_path_factory.mktemp("cache")))
-    yield worker
-    worker.close()
 
 
 @pytest.mark.parametrize("width", [1024, 1000])

@@ -60,12 +60,15 @@ def test_a_low_tile_is_broad_where_narrow_ones_would_crowd(columns, width, tile,
 
 @pytest.mark.parametrize("chunk_size", [16, 64, 128])
 @pytest.mark.parametrize(
-    ("tokens", "tile"), [(512, None), (1024, (32, 128)), (2048, (32, 128)), (4096, (64, 64))]
+    ("tokens", "tile"), [(1024, (32, 128)), (2048, (32, 128)), (4096, (64, 64))]
 )
 def test_in_between_tiles_are_of_middle_width(tokens, tile, chunk_size):
-    if tokens == 512 and chunk_size == 16:
-        tile = 32, 256  # a low one, and broad
     assert shrink(batch(tokens, 8, chunk_size), block_n=16, block_k=256).tile == tile
+
+
+@pytest.mark.parametrize(("chunk_size", "tile"), [(16, (32, 256)), (64, None), (128, None)])
+def test_a_few_hundred_rows_have_no_tall_tiles(chunk_size, tile):
+    assert shrink(batch(512, 8, chunk_size), block_n=16, block_k=256).tile == tile
 
 
 def test_tiles_are_wide_once_there_are_many_for_each_multiprocessor():
