@@ -1,11 +1,11 @@
 """How long tuning takes, and whether its winners are worth it: ours against the published protocol.
 
-    python scripts/bench_tuning.py [reference] [wide] [model] [--out FILE]
+    python scripts/bench_tuning.py [reference] [wide] [model] [--landscapes DIR] [--out FILE]
 
 reference: the reference grid of two tasks, by `grid` and by the published protocol.
 wide:      the same two tasks, by the default strategy on the wide space, and by the protocol on the
-           reference grid; the best by brute force on the wide space is that of the shipped
-           landscapes.
+           reference grid; the best by brute force on the wide space is that of recorded
+           landscapes, the shipped ones, which are an H200's, or those in DIR.
 model:     all of Qwen3-0.6B at rank 64 by the default strategy on the wide space; for some of its
            tasks the reference grid as well.
 
@@ -111,9 +111,9 @@ def _of_model(name: str, bench: Bench) -> Found:
     }
 
 
-def _of_landscapes(tasks: Sequence[Task]) -> Found:
-    """The best config of each task's shipped landscape."""
-    landscapes = map(read_landscape, SHIPPED_LANDSCAPES.glob("*.jsonl*"))
+def _of_landscapes(tasks: Sequence[Task], folder: Path) -> Found:
+    """The best config of each task's landscape in a folder."""
+    landscapes = map(read_landscape, folder.glob("*.jsonl*"))
     return {one.task: one.best()[0] for one in landscapes if one.task in tasks}
 
 
@@ -167,6 +167,7 @@ def show(bench: Bench, rows: Sequence[Mapping[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("jobs", nargs="*", help="reference, wide, model; default: all")
+    parser.add_argument("--landscapes", type=Path, default=SHIPPED_LANDSCAPES, metavar="DIR")
     parser.add_argument("--out", type=Path, help="everything as JSON")
     arguments = parser.parse_args()
     jobs = arguments.jobs or ["reference", "wide", "model"]
@@ -194,7 +195,7 @@ def main() -> None:
             pair[grid] = bench.winners(grid, PAIR, "tune_tasks.py", *on_reference)
         if "wide" in jobs:
             pair["auto, wide"] = bench.winners("auto, wide", PAIR, "tune_tasks.py")
-            pair["brute force, wide"] = _of_landscapes(PAIR)
+            pair["brute force, wide"] = _of_landscapes(PAIR, arguments.landscapes)
         contest(pair)
     if "model" in jobs:
         model = _of_model("model", bench)

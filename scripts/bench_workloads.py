@@ -1,13 +1,14 @@
 """What tuning on a server's own batches is worth, against tuning on 30,720 tokens as published.
 
     python scripts/bench_workloads.py [--tasks N|all] [--presets NAME..]
-        [--models NAME:RANK..] [--chunk-size N] [--rounds N]
-        [--limit SECONDS] [--configs DIR] [--out FILE]
+        [--models NAME:RANK..] [--chunk-size N] [--kernels builtin|sglang]
+        [--strategy NAME] [--rounds N] [--limit SECONDS] [--configs DIR] [--out FILE]
 
 Some tasks of each model are tuned on 30,720 tokens alone and on each preset, in one process and on
 the wide space. Then both winners and the default are measured again on the preset's batches,
 interleaved, and what is promised of them is checked. It needs a GPU: a few minutes on one H200, all
-tasks of both models about twice as long as the usual 4.
+tasks of both models about twice as long as the usual 4. With --kernels sglang it is about the
+kernels of the SGLang that is installed, with --strategy grid about the best of the whole space.
 
 With --configs, DIR/PRESET and DIR/published are config trees with the winners, as `tune --out`
 writes them; what is in one, tuned on the same batches with the same kernels, is not tuned again.
@@ -33,7 +34,8 @@ from workload_report import Report, show
 
 from lora_autotune.cli.command import public_command
 from lora_autotune.errors import EvaluatorError
-from lora_autotune.evaluators.worker import start_fork_server
+from lora_autotune.evaluators.head_start import start_early
+from lora_autotune.kernel_set import BUILTIN, KERNEL_SETS
 from lora_autotune.model import load_model_shape, tasks_for
 from lora_autotune.space import Config
 from lora_autotune.task import CHUNK_SIZES, PREFILL, Task, Workload
@@ -58,7 +60,12 @@ def some(tasks: Sequence[Task], count: int | None) -> list[Task]:
 
 
 def tuned(
-    machine: CudaMachine, tasks: Sequence[Task], batches: Workload, tree: TunedTree, clock: Clock
+    machine: CudaMachine,
+    tasks: Sequence[Task],
+    batches: Workload,
+    tree: TunedTree,
+    clock: Clock,
+    strategy: str,
 ) -> dict[Task, Config]:
     """Each task's winner on some batches, from the tree or else into it.
 
@@ -68,7 +75,8 @@ def tuned(
     missing = [] if clock.is_up else [task for task in tasks if task not in found]
     evaluators = [machine.evaluator(task, batches) for task in missing]
     try:
-        for result in tune_all([Job(evaluator=evaluator) for evaluator in evaluators]):
+        jobs = [Job(evaluator=evaluator) for evaluator in evaluators]
+        for result in tune_all(jobs, strategy=strategy):
             tree.keep(result)
             if result.selection.config is not None:
                 found[result.task] = result.selection.config
@@ -119,6 +127,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--chunk-size", type=int, default=16, choices=CHUNK_SIZES, help="the server's largest"
     )
+    parser.add_argument("--kernels", default=BUILTIN, choices=KERNEL_SETS)
+    parser.add_argument("--strategy", default="auto", metavar="NAME")
     parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N")
     parser.add_argument(
         "--limit",
@@ -151,10 +161,10 @@ def compare(
     trees = {name: tree(name, batches) for name, batches in presets.items()}
     published_tree = tree("published", PUBLISHED)
     for model, tasks in models.items():
-        published = tuned(machine, tasks, PUBLISHED, published_tree, clock)
+        published = tuned(machine, tasks, PUBLISHED, published_tree, clock, options.strategy)
         clock(f"{model}: {len(published)} of {len(tasks)} tasks tuned on {PREFILL}")
         for preset, batches in presets.items():
-            winners = tuned(machine, tasks, batches, trees[preset], clock)
+            winners = tuned(machine, tasks, batches, trees[preset], clock, options.strategy)
             clock(f"{model}: {len(winners)} of {len(tasks)} tasks tuned on {preset}")
             pairs = {task: (published.get(task), winners.get(task)) for task in tasks}
             rows = []
@@ -180,10 +190,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         models[f"{name}, rank {rank}, chunk size {options.chunk_size}"] = some(tasks, options.tasks)
     named = {name: reaching(PRESETS[name], options.chunk_size) for name in options.presets}
     presets = {name: batches for name, batches in named.items() if batches}
-    start_fork_server()  # it imports Triton while this process goes on
+    start_early()  # while this process imports the rest
     from lora_autotune.evaluators.cuda import CudaMachine
 
-    with CudaMachine() as machine:
+    with CudaMachine(kernels=options.kernels) as machine:
         lacking = compare(machine, models, presets, options, command)
     if lacking:
         print(f"incomplete: {lacking} of {len(models) * len(presets)} tables", file=sys.stderr)

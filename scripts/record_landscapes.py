@@ -82,9 +82,9 @@ def main(words: Sequence[str] | None = None) -> int:
     if options.list or not left:
         print("\n".join(left) or f"nothing is missing in {options.out}")
         return 0
-    from lora_autotune.evaluators.worker import start_fork_server
+    from lora_autotune.evaluators.head_start import start_early
 
-    start_fork_server()  # it imports Triton while this process goes on
+    start_early()  # while this process imports the rest
     from lora_autotune.cli.recording import record_all
     from lora_autotune.evaluators.cuda import CudaMachine
 

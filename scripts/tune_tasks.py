@@ -17,7 +17,7 @@ from pathlib import Path
 
 from task_words import from_word
 
-from lora_autotune.evaluators.worker import start_fork_server
+from lora_autotune.evaluators.head_start import start_early
 
 
 def age_s() -> float:
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--space", default="wide")
     parser.add_argument("tasks", nargs="+", type=from_word, metavar="TASK", help="as task_words")
     arguments = parser.parse_args()
-    start_fork_server()  # it imports Triton while this process goes on
+    start_early()  # while this process imports the rest
     from lora_autotune.evaluators.cuda import CudaMachine
     from lora_autotune.result import Progress
     from lora_autotune.space import named_space

@@ -61,6 +61,14 @@ class Plan:
     again: Mapping[Task, str] = field(default_factory=dict)
 
 
+def get_ready() -> None:
+    """There is nothing to import for what is played."""
+
+
+def cannot_get_ready() -> None:
+    raise ImportError("made up")
+
+
 def describe() -> Gpu:
     return H200
 

@@ -136,12 +136,13 @@ class Stage:
         self.temporary.mkdir()
         start_fork_server()  # its socket is no temporary file of ours
         monkeypatch.setattr("tempfile.tempdir", str(self.temporary))
+        monkeypatch.setattr(bench_jobs, "get_ready", fault_jobs.get_ready)
         monkeypatch.setattr(bench_jobs, "describe", fault_jobs.describe)
         self.groups: set[int] = set()
         start = Worker._start
 
-        def starting(worker) -> None:
-            start(worker)
+        def starting(worker, *ready) -> None:
+            start(worker, *ready)
             self.groups.add(worker._process.pid)
 
         monkeypatch.setattr(Worker, "_start", starting)
@@ -496,7 +497,7 @@ def test_ctrl_c_while_a_machine_starts_leaves_nothing(stage, monkeypatch, starte
     left = iter(range(started))  # the bench worker, the driver's, and compilers
     start = Worker._start
 
-    def interrupted(worker) -> None:
+    def interrupted(worker, *ready) -> None:
         if next(left, None) is None:
             raise KeyboardInterrupt
         start(worker)

@@ -137,9 +137,9 @@ def _jobs(
 
 def _gpu_benches(arguments: Any, stack: contextlib.ExitStack) -> _Benches:
     work = named_work(arguments)
-    from lora_autotune.evaluators.worker import start_fork_server
+    from lora_autotune.evaluators.head_start import start_early
 
-    start_fork_server()  # it imports Triton while this process goes on
+    start_early()  # while this process imports the rest
     from lora_autotune.evaluators.cuda import CudaMachine
 
     everything = _wants_everything(arguments)

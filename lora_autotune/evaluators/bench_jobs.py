@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Sequence
 
 from lora_autotune.evaluators.gpu import Gpu
@@ -9,6 +11,27 @@ from lora_autotune.evaluators.subject import Reply, Subject
 from lora_autotune.pruning import Standings
 from lora_autotune.space import Config
 from lora_autotune.trial import Failure
+
+
+def get_ready() -> None:
+    """Import torch, and meanwhile do what a process does once before its first launch."""
+    aside = threading.Thread(target=_prepare_triton)
+    aside.start()
+    from lora_autotune.evaluators import measuring  # noqa: F401
+
+    aside.join()
+
+
+def _prepare_triton() -> None:
+    """Open the driver, hash Triton, and compile the C module that it talks to the driver by."""
+    from lora_autotune.evaluators import compiling, driver
+
+    driver.first_gpu()
+    compiling.warm_up()
+    with contextlib.suppress(Exception):  # it is Triton's own affair, and it does it anyway
+        from triton.backends.nvidia.driver import CudaUtils
+
+        CudaUtils()
 
 
 def set_up(cache_dir: str) -> None:

@@ -14,6 +14,7 @@ from lora_autotune.evaluator import Platform
 from lora_autotune.evaluators import bench_jobs, compiling, cores, driver
 from lora_autotune.evaluators.bounds import foretold_defeat, foretold_failure
 from lora_autotune.evaluators.gpu import Gpu
+from lora_autotune.evaluators.head_start import bench_worker
 from lora_autotune.evaluators.lane import Lane
 from lora_autotune.evaluators.pipeline import SETUP_TIMEOUT_S, Pipeline
 from lora_autotune.evaluators.subject import Subject
@@ -54,7 +55,7 @@ class CudaMachine:
         with contextlib.ExitStack() as stack:  # where something fails, nothing is left
             self._cache_dir = tempfile.mkdtemp(prefix="lora-autotune-triton-")
             stack.callback(shutil.rmtree, self._cache_dir, ignore_errors=True)
-            self._bench = Worker(bench_jobs.set_up, self._cache_dir)
+            self._bench = bench_worker(self._cache_dir)
             stack.callback(self._end_workers)
             self._bench.submit(bench_jobs.describe, timeout_s=SETUP_TIMEOUT_S)
             with contextlib.closing(Worker()) as probe:

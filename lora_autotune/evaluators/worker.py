@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 from typing import Any
 
@@ -53,29 +53,39 @@ class Worker:
     Args:
         setup: runs before the first job; None: nothing does.
         args: what it is given.
+        ready: what the first process does at once, while nobody waits for it: it is a fresh one
+            then, that need not wait for the fork server either. One that replaces it does without.
 
     Attributes:
         busy: a job was submitted whose result was not taken yet.
         warm: its process has finished a job, so the next does not pay for first times.
     """
 
-    def __init__(self, setup: Callable[..., None] | None = None, *args: Any) -> None:
-        self._setup = (setup, args)
+    def __init__(
+        self,
+        setup: Callable[..., None] | None = None,
+        *args: Any,
+        ready: Callable[[], None] | None = None,
+    ) -> None:
+        self.set_up_by(setup, *args)
         self._limit = _Limit(wall_s=math.inf, cpu_s=math.inf)
         self.busy = False
-        self._start()
+        self._start(ready)
 
-    def _start(self) -> None:
-        context = start_fork_server()
+    def set_up_by(self, setup: Callable[..., None] | None, *args: Any) -> None:
+        """Change what runs before the first job, while there was none."""
+        self._setup = None if setup is None else (setup, args)
+
+    def _start(self, ready: Callable[[], None] | None = None) -> None:
+        context: SpawnContext | ForkServerContext = multiprocessing.get_context("spawn")
+        if ready is None:
+            context = start_fork_server()
         self.connection, theirs = context.Pipe()
         descriptor, name = tempfile.mkstemp(prefix="lora-autotune-worker-")
         os.close(descriptor)
         self._printed = Path(name)
         self._has_finished_one = False
-        setup, args = self._setup
-        self._process = context.Process(
-            target=_serve, args=(theirs, name, setup, args), daemon=True
-        )
+        self._process = context.Process(target=_serve, args=(theirs, name, ready), daemon=True)
         try:
             self._process.start()
         except BaseException:  # Ctrl-C: the fork server may be at its imports for seconds
@@ -106,7 +116,7 @@ class Worker:
         self.busy = True
         self._limit = _Limit(wall_s=timeout_s, cpu_s=cpu_limit_s, leader=self._process.pid)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self.connection.send((job, args))
+            self.connection.send((self._setup, (job, args)))
 
     @property
     def remaining_s(self) -> float:
@@ -238,29 +248,33 @@ def start_fork_server() -> ForkServerContext:
     return context
 
 
-def _serve(
-    connection: Connection, printed: str, setup: Callable[..., None] | None, args: tuple[Any, ...]
-) -> None:
+def _serve(connection: Connection, printed: str, ready: Callable[[], None] | None) -> None:
     """The worker's main: its own process group, its output captured, gone with its parent."""
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # The fork server ends, and takes us along, once nobody holds this descriptor: a busy worker
-    # that kept it would outlive a tuner that is killed.
-    os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined] # noqa: SLF001
+    if ready is None:
+        # The fork server ends, and takes us along, once nobody holds this descriptor: a busy worker
+        # that kept it would outlive a tuner that is killed.
+        os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined] # noqa: SLF001
     descriptor = os.open(printed, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    if ready is not None:
+        with contextlib.suppress(Exception):  # what fails there fails again in the first job
+            ready()
+    is_set_up = False
     while True:
         try:
-            job, job_args = connection.recv()
+            setup, (job, args) = connection.recv()
         except EOFError:
             return
         try:
-            if setup is not None:
-                setup(*args)
-                setup = None
-            reply = (True, job(*job_args))
+            if setup is not None and not is_set_up:
+                function, its_args = setup
+                function(*its_args)
+                is_set_up = True
+            reply = (True, job(*args))
         except Exception:
             reply = (False, traceback.format_exc())
         connection.send(reply)
