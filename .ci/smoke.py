@@ -39,7 +39,7 @@ def check_file(path: Path) -> None:
 
 beside = ".provenance.json"  # no lookup reads it
 count = 0
-for tree in [Path(), *(p.relative_to(checkout) for p in sorted(checkout.glob("workloads/*")))]:
+for tree in sorted(p.parent.relative_to(checkout) for p in checkout.rglob("csgmv_configs")):
     if tree != Path():  # as README has it
         os.environ[ROOT_VARIABLE] = str(installed.parent / "configs" / tree)
         clear_cache()

@@ -47,7 +47,7 @@ from lora_autotune.task import Task, default_workload
 
 H200 = "NVIDIA H200"
 HOME = "sglang.kernels.ops.lora.dense"
-CONFIGS = Path(lora_autotune.__file__).parent / "configs" / FOLDER
+CONFIGS = Path(lora_autotune.__file__).parent / "configs"
 NAME = re.compile(r"lora_(\w+),K=(\d+),R=(\d+),S=(\d+),device=(.+)\.json")
 TABLE = {16: {"BLOCK_N": 32, "BLOCK_K": 64, "num_warps": 2}, 64: {"BLOCK_N": 64, "BLOCK_K": 32}}
 
@@ -202,8 +202,8 @@ def test_an_unknown_mode_is_said_and_is_off(
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in sorted(CONFIGS.glob("*/*.json")) if not is_provenance(path)],
-    ids=lambda path: path.name[:30],
+    [path for path in sorted(CONFIGS.rglob(f"{FOLDER}/*/*.json")) if not is_provenance(path)],
+    ids=lambda path: path.relative_to(CONFIGS).as_posix(),
 )
 def test_its_own_loader_reads_what_we_ship(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tuning = module(f"{HOME}.lora_tuning_config")
@@ -212,7 +212,7 @@ def test_its_own_loader_reads_what_we_ship(path: Path, monkeypatch: pytest.Monke
     kernel, device = match[1], match[5]
     K, R, S = map(int, match.groups()[1:4])
     version = path.parent.name.removeprefix("triton_").replace("_", ".")
-    monkeypatch.setenv(loader.ROOT_VARIABLE, str(CONFIGS.parent))
+    monkeypatch.setenv(loader.ROOT_VARIABLE, str(path.parents[2]))
     monkeypatch.setattr(tuning, "get_device_name", lambda: device)
     monkeypatch.setattr(tuning, "triton", SimpleNamespace(__version__=version))
     tuning.get_lora_configs.cache_clear()

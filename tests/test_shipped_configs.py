@@ -1,4 +1,7 @@
-"""What is claimed of the config trees that ship: the default one, and one for each workload."""
+"""What is claimed of the config trees that ship.
+
+For each set of kernels there is the default tree, and one for each workload.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import lora_autotune
 from lora_autotune.config_file import FOLDER, read_config_file, version_folder
 from lora_autotune.config_tree import check_tree
 from lora_autotune.evaluators.bounds import foretold_failure
+from lora_autotune.kernel_set import BUILTIN, set_of
 from lora_autotune.loader import ROOT_VARIABLE, clear_cache, explain_lookup, get_lora_configs
 from lora_autotune.provenance import Provenance, find_provenance, is_provenance
 from lora_autotune.space import DEFAULT_CONFIGS, Config
@@ -19,8 +23,10 @@ from lora_autotune.workload import PRESETS, reaching, workload_lines
 from tests.gpus import H200
 
 CONFIGS = Path(lora_autotune.__file__).parent / "configs"
-WORKLOADS = CONFIGS / "workloads"
-TREES = [CONFIGS, *(sorted(WORKLOADS.iterdir()) if WORKLOADS.is_dir() else [])]
+ROOTS = {BUILTIN: CONFIGS, "sglang": CONFIGS / "sglang"}
+TREES = [
+    tree for root in ROOTS.values() for tree in (root, *sorted((root / "workloads").iterdir()))
+]
 FILES = [
     file
     for tree in TREES
@@ -28,7 +34,7 @@ FILES = [
     if not is_provenance(file)
 ]
 
-each_tree = pytest.mark.parametrize("tree", TREES, ids=lambda tree: tree.name)
+each_tree = pytest.mark.parametrize("tree", TREES, ids=lambda tree: str(tree.relative_to(CONFIGS)))
 each_file = pytest.mark.parametrize(
     "file", FILES, ids=lambda file: file.relative_to(CONFIGS).as_posix()
 )
@@ -36,6 +42,10 @@ each_file = pytest.mark.parametrize(
 
 def tree_of(file: Path) -> Path:
     return file.parent.parent.parent
+
+
+def kernels_of(tree: Path) -> str:
+    return "sglang" if tree.is_relative_to(ROOTS["sglang"]) else BUILTIN
 
 
 def origins(file: Path) -> dict[int, Provenance]:
@@ -52,7 +62,8 @@ def test_a_tree_is_sound_and_holds_nothing_else(tree: Path) -> None:
     assert checked
     assert set(checked.values()) == {None}
     others = {path.name for path in tree.iterdir()} - {FOLDER}
-    assert others <= ({"landscapes", "workloads", "sglang"} if tree == CONFIGS else set())
+    beside = {BUILTIN: {"landscapes", "workloads", "sglang"}, "sglang": {"workloads"}}
+    assert others == (beside[kernels_of(tree)] if tree in ROOTS.values() else set())
     left = [path for path in (tree / FOLDER).rglob("*") if path.is_file()]
     assert all(path.suffix == ".json" for path in left)
 
@@ -60,22 +71,23 @@ def test_a_tree_is_sound_and_holds_nothing_else(tree: Path) -> None:
 @each_tree
 def test_a_tree_is_of_a_preset_and_covers_what_the_default_tree_does(tree: Path) -> None:
     # As a root it stands alone: a shape that it lacks would get the defaults.
-    assert tree == CONFIGS or tree.name in PRESETS
+    root = ROOTS[kernels_of(tree)]
+    assert tree == root or tree.name in PRESETS
     names = {file.relative_to(tree) for file in FILES if tree_of(file) == tree}
-    assert {file.relative_to(CONFIGS) for file in FILES if tree_of(file) == CONFIGS} <= names
+    assert {file.relative_to(root) for file in FILES if tree_of(file) == root} <= names
 
 
 @each_file
 def test_every_config_says_where_it_is_from(file: Path) -> None:
     tree = tree_of(file)
     for chunk, entry in origins(file).items():
-        usual = default_workload(chunk) if tree == CONFIGS else PRESETS[tree.name]
+        usual = default_workload(chunk) if tree in ROOTS.values() else PRESETS[tree.name]
         assert entry.workload == workload_lines(reaching(usual, chunk) or usual)
         assert chunk in CHUNK_SIZES
         assert file.parent.name == version_folder(entry.triton)
         assert file.name.endswith(f"device={entry.gpu.replace(' ', '_')}.json")
         assert not entry.replayed
-        assert entry.kernels == "builtin"
+        assert set_of(entry.kernels) == kernels_of(tree)
         assert entry.kernels_version
         assert entry.driver
         assert entry.command
@@ -93,7 +105,7 @@ def test_no_config_loses_on_any_batch_that_it_was_tuned_on(file: Path) -> None:
 
 @pytest.mark.parametrize(
     "file",
-    [file for file in FILES if file.name.startswith("lora_shrink")],
+    [f for f in FILES if f.name.startswith("lora_shrink") and kernels_of(f) == BUILTIN],
     ids=lambda file: file.relative_to(CONFIGS).as_posix(),
 )
 def test_no_batch_needs_more_shared_memory_than_there_is(file: Path) -> None:
