@@ -27,6 +27,8 @@ ROUNDS = 11
 MIN_ROUNDS = 7
 """With fewer rounds not even a winner of all of them passes the sign test."""
 MAX_SIGN_TEST_P = 0.01
+MIN_GAIN = 0.01
+"""Less is no gain: a config on a batch, measured twice, is 1.1% apart in the mean on an H100."""
 
 Times = tuple[float, ...]
 Rounds = list[Times | Failure]
@@ -94,9 +96,9 @@ def select(
     """Measure the best trials and the default again, and choose.
 
     A finalist wins if, against the default's times of the same round, its median cost is below
-    1 - noise, and so many rounds say so that an exact one-sided sign test gives p <= 0.01: it is
-    faster, and on each instance it takes no more than 1 + max_regression of the default's time. The
-    lowest cost that passes is taken.
+    1 - noise and 1 - MIN_GAIN, and so many rounds say so that an exact one-sided sign test gives
+    p <= 0.01: it is faster, and on each instance it takes no more than 1 + max_regression of the
+    default's time. The lowest cost that passes is taken.
 
     Args:
         evaluator: measures again; its workload is the trials'.
@@ -179,6 +181,8 @@ def _judge(
         verdict = "is not faster than the default"
     elif cost >= 1 - noise:
         verdict = f"is {1 - cost:.1%} faster than the default, within the noise of {noise:.1%}"
+    elif cost >= 1 - MIN_GAIN:
+        verdict = f"is {1 - cost:.1%} faster than the default, less than {MIN_GAIN:.0%}"
     elif _sign_test_p(wins, len(costs)) > MAX_SIGN_TEST_P:
         verdict = f"is faster than the default in only {wins} of {len(costs)} rounds"
     elif regression := _regression(times, base, workload, max_regression):

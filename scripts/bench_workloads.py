@@ -23,6 +23,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -30,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from clock import Clock
 from side_by_side import Row, side_by_side
 from tuned_tree import TunedTree
-from workload_report import Report, show
+from workload_report import Report, repeatability, show
 
 from lora_autotune.cli.command import public_command
 from lora_autotune.errors import EvaluatorError
@@ -160,6 +161,7 @@ def compare(
 
     trees = {name: tree(name, batches) for name, batches in presets.items()}
     published_tree = tree("published", PUBLISHED)
+    everything: list[tuple[Workload, list[Row]]] = []
     for model, tasks in models.items():
         published = tuned(machine, tasks, PUBLISHED, published_tree, clock, options.strategy)
         clock(f"{model}: {len(published)} of {len(tasks)} tasks tuned on {PREFILL}")
@@ -167,7 +169,8 @@ def compare(
             winners = tuned(machine, tasks, batches, trees[preset], clock, options.strategy)
             clock(f"{model}: {len(winners)} of {len(tasks)} tasks tuned on {preset}")
             pairs = {task: (published.get(task), winners.get(task)) for task in tasks}
-            rows = []
+            rows: list[Row] = []
+            everything.append((batches, rows))
             for row in measured(machine, batches, pairs, options.rounds):
                 rows.append(row)
                 report.put(model, preset, batches, rows)
@@ -175,6 +178,11 @@ def compare(
             lacking += len(rows) < len(tasks)
             if rows:
                 show(model, preset, batches, rows)
+    if apart := repeatability(everything):
+        print(
+            f"the default, measured twice on the same batch: {mean(apart):.1%} apart in the mean, "
+            f"{max(apart):.1%} at most"
+        )
     print(f"{clock.took_s:.0f} s on {platform.device} (Triton {platform.triton})")
     return lacking
 

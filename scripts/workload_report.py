@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,20 @@ def promises(preset: str, rows: Sequence[Row], batches: Workload) -> dict[str, t
         text = f"time over all batches, over the published way's <= {1 + MOST_BEHIND_AT_PREFILL}"
         kept[text] = behind, behind <= 1 + MOST_BEHIND_AT_PREFILL
     return kept
+
+
+def repeatability(measured: Iterable[tuple[Workload, Sequence[Row]]]) -> list[float]:
+    """How far apart the default's times on a batch of a task are, measured for several presets.
+
+    The largest over the smallest, less 1, of every batch that more than one preset has: what a
+    promise about one batch can be told from.
+    """
+    found: dict[tuple[str, str], list[float]] = {}
+    for batches, rows in measured:
+        for row in rows:
+            for batch, us in zip(batches, row.default_us, strict=True):
+                found.setdefault((row.task, str(batch)), []).append(us)
+    return [max(times) / min(times) - 1 for times in found.values() if len(times) > 1]
 
 
 def table(title: str, rows: Sequence[Row], batches: Workload) -> Table:

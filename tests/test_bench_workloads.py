@@ -16,7 +16,7 @@ from lora_autotune.errors import EvaluatorError
 from lora_autotune.evaluator import Platform
 from lora_autotune.provenance import provenance_path, read_provenance_file
 from lora_autotune.space import DEFAULT_CONFIGS, Config
-from lora_autotune.task import DECODE, PREFILL, Task
+from lora_autotune.task import DECODE, PREFILL, Instance, Task
 from lora_autotune.trial import Failure, Measurement, Trial
 from lora_autotune.workload import workload_lines
 
@@ -222,6 +222,15 @@ def test_tasks_are_summed_batch_by_batch_before_batches_are_weighed():
     ]
     assert reports.totals(rows) == ((40.0, 400.0), (40.0, 400.0), (20.0, 200.0))
     assert reports.costs(rows, BATCHES) == (1.0, 0.5)
+
+
+def test_how_far_apart_the_default_is_on_a_batch_that_was_measured_twice():
+    one = [row((10.0, 100.0), (10.0, 100.0), (10.0, 100.0))]
+    other = [row((10.5, 7.0), (10.5, 7.0), (10.5, 7.0))]
+    elsewhere = (BATCHES[0], Instance(tokens=7))
+    assert reports.repeatability([(BATCHES, one)]) == []
+    (apart,) = reports.repeatability([(BATCHES, one), (elsewhere, other)])
+    assert apart == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,14 @@ def test_within_the_noise_the_default_stands():
     assert chosen.times_us == chosen.default_times_us == (100.0,)
 
 
+@pytest.mark.parametrize(("time_us", "tuned"), [(98.9, True), (99.1, False)])
+def test_a_gain_that_measuring_once_more_would_not_show_is_none(time_us, tuned):
+    watch = Stopwatch({DEFAULT: default_twice(), FASTER: [(time_us,)]})
+    chosen = select(watch, [TRIALS[0], TRIALS[2]])
+    assert (chosen.tuned, chosen.noise) == (tuned, 0)
+    assert ("0.9% faster than the default, less than 1%" in chosen.reason) != tuned
+
+
 def test_noise_is_a_size_not_a_direction():
     rising_and_falling = [[(98.0,), (102.0,)] * 6, [(102.0,), (98.0,)] * 6]
     watch = Stopwatch({DEFAULT: rising_and_falling, FASTER: [(99.0,)]})

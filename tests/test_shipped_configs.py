@@ -16,6 +16,7 @@ from lora_autotune.evaluators.bounds import foretold_failure
 from lora_autotune.kernel_set import BUILTIN, set_of
 from lora_autotune.loader import ROOT_VARIABLE, clear_cache, explain_lookup, get_lora_configs
 from lora_autotune.provenance import Provenance, find_provenance, is_provenance
+from lora_autotune.selection import MIN_GAIN
 from lora_autotune.space import DEFAULT_CONFIGS, Config
 from lora_autotune.task import CHUNK_SIZES, Task, default_workload
 from lora_autotune.trial import MAX_REGRESSION
@@ -91,6 +92,16 @@ def test_every_config_says_where_it_is_from(file: Path) -> None:
         assert entry.kernels_version
         assert entry.driver
         assert entry.command
+
+
+@each_file
+def test_what_is_not_the_default_gains_something(file: Path) -> None:
+    for entry in origins(file).values():
+        if entry.times_us != entry.default_times_us:
+            weights = [float(line.split()[-1]) for line in entry.workload]
+            pairs = zip(entry.times_us, entry.default_times_us, weights, strict=True)
+            cost = sum(time / default * weight for time, default, weight in pairs) / sum(weights)
+            assert cost <= 1 - MIN_GAIN
 
 
 @each_file
