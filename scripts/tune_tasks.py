@@ -44,8 +44,8 @@ def main() -> None:
     def watch(progress: Progress) -> None:
         if progress.phase == "search":
             reached.setdefault("machine", age_s())
-            if progress.done == 1:
-                reached.setdefault("first trial", age_s())
+            if progress.best_cost is not None:
+                reached.setdefault("first measured", age_s())
             reached["last trial"] = age_s()
 
     exhaustive = arguments.strategy == "grid"
