@@ -32,8 +32,9 @@ OLDEST = {"optuna": 5, "rich": 13, "pytest": 8, "hypothesis": 6}
 """Oldest major version that will do; of the others any."""
 
 _PROBE = """
-import importlib.util, json, sys
+import ctypes, importlib.util, json, runpy, sys
 from importlib import metadata
+from pathlib import Path
 
 def version(name):
     spec = importlib.util.find_spec(name)
@@ -44,12 +45,22 @@ def version(name):
     except metadata.PackageNotFoundError:
         return "0"
 
+def sees_cuda():  # as torch.cuda.is_available(), without importing torch, which takes seconds
+    origin = importlib.util.find_spec("torch").origin
+    if runpy.run_path(str(Path(origin).with_name("version.py")))["cuda"] is None:
+        return False
+    count = ctypes.c_int()
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    refused = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    return not refused and count.value > 0
+
 names = sys.argv[2:]
 found = {name: version(name) for name in names}
-cuda = False
-if sys.argv[1] == "cuda" and found.get("torch") and found.get("triton"):
-    import torch
-    cuda = torch.cuda.is_available()
+has_torch = found.get("torch") and found.get("triton")
+cuda = bool(sys.argv[1] == "cuda" and has_torch and sees_cuda())
 sites = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
 installed = {d.name: d.version for d in metadata.distributions() if d.name}
 print(json.dumps([found, cuda, sites, installed]))

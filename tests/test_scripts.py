@@ -11,6 +11,8 @@ from types import ModuleType
 
 import pytest
 
+from lora_autotune.evaluators import driver
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -99,6 +101,18 @@ def test_what_a_python_lacks_or_has_too_old_is_missing() -> None:
     assert not environment._will_do("optuna", "4.6.0")
     assert environment._will_do("optuna", "5.0.0")
     assert environment.probe("/no/such/python", ["rich"]) is None
+
+
+@pytest.mark.parametrize("built_with", [None, "13.0"])
+def test_whether_torch_sees_a_gpu_is_told_without_importing_it(built_with, tmp_path, monkeypatch):
+    for name in ("torch", "triton"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('it was imported')\n")
+    (tmp_path / "torch" / "version.py").write_text(f"cuda = {built_with!r}\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = environment.probe(sys.executable, ["torch", "triton"], cuda=True)
+    assert not found.missing
+    assert found.cuda == (built_with is not None and driver.first_gpu() is not None)
 
 
 def test_on_top_of_another_python_nothing_of_it_is_replaced() -> None:

@@ -169,3 +169,25 @@ def short_sleep():
 def test_waiting_is_not_computing(worker):
     worker.submit(short_sleep, timeout_s=300, cpu_limit_s=0.4)
     assert worker.result() == "done"
+
+
+@pytest.mark.parametrize("of_file", [True, False])
+def test_a_script_needs_no_guard_and_no_file(of_file, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os\n"
+        "from lora_autotune.evaluators.worker import Worker\n"
+        "for worker in (Worker(), Worker(ready=os.getpid)):\n"
+        "    print(worker.call(os.getppid, timeout_s=60) > 0)\n"
+        "    worker.close()\n"
+    )
+    with script.open() as file:
+        done = subprocess.run(
+            [sys.executable, script if of_file else "-"],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+            stdin=None if of_file else file,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+    assert done.stdout.split() == ["True", "True"]

@@ -13,10 +13,12 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable
+import types
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
@@ -87,7 +89,8 @@ class Worker:
         self._has_finished_one = False
         self._process = context.Process(target=_serve, args=(theirs, name, ready), daemon=True)
         try:
-            self._process.start()
+            with _without_main():
+                self._process.start()
         except BaseException:  # Ctrl-C: the fork server may be at its imports for seconds
             self._printed.unlink()
             raise
@@ -238,6 +241,20 @@ def _cpu_s(stats: Iterable[Path], *, group: int | None = None) -> float:
             if group in (None, int(fields[2])):
                 ticks += sum(map(int, fields[11:15]))
     return ticks / os.sysconf("SC_CLK_TCK")
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """A process that is started meanwhile does not import this one's main script.
+
+    No job needs it, and it may lack the guard that multiprocessing asks for, or be no file.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def start_fork_server() -> ForkServerContext:
