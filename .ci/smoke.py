@@ -39,7 +39,9 @@ def check_file(path: Path) -> None:
 
 beside = ".provenance.json"  # no lookup reads it
 count = 0
-for tree in sorted(p.parent.relative_to(checkout) for p in checkout.rglob("csgmv_configs")):
+trees = sorted(p.parent.relative_to(checkout) for p in checkout.rglob("csgmv_configs"))
+assert Path() in trees, f"{checkout} holds no configs"
+for tree in trees:
     if tree != Path():  # as README has it
         os.environ[ROOT_VARIABLE] = str(installed.parent / "configs" / tree)
         clear_cache()

@@ -96,9 +96,9 @@ def select(
     """Measure the best trials and the default again, and choose.
 
     A finalist wins if, against the default's times of the same round, its median cost is below
-    1 - noise and 1 - MIN_GAIN, and so many rounds say so that an exact one-sided sign test gives
-    p <= 0.01: it is faster, and on each instance it takes no more than 1 + max_regression of the
-    default's time. The lowest cost that passes is taken.
+    1 - noise and at most 1 - MIN_GAIN, and so many rounds say so that an exact one-sided sign test
+    gives p <= 0.01: it is faster, and on each instance it takes no more than 1 + max_regression of
+    the default's time. The lowest cost that passes is taken.
 
     Args:
         evaluator: measures again; its workload is the trials'.
@@ -181,8 +181,8 @@ def _judge(
         verdict = "is not faster than the default"
     elif cost >= 1 - noise:
         verdict = f"is {1 - cost:.1%} faster than the default, within the noise of {noise:.1%}"
-    elif cost >= 1 - MIN_GAIN:
-        verdict = f"is {1 - cost:.1%} faster than the default, less than {MIN_GAIN:.0%}"
+    elif cost > 1 - MIN_GAIN:
+        verdict = f"is {1 - cost:.2%} faster than the default, less than {MIN_GAIN:.0%}"
     elif _sign_test_p(wins, len(costs)) > MAX_SIGN_TEST_P:
         verdict = f"is faster than the default in only {wins} of {len(costs)} rounds"
     elif regression := _regression(times, base, workload, max_regression):

@@ -112,9 +112,10 @@ def _of_model(name: str, bench: Bench) -> Found:
 
 
 def _of_landscapes(tasks: Sequence[Task], folder: Path) -> Found:
-    """The best config of each task's landscape in a folder."""
-    landscapes = map(read_landscape, folder.glob("*.jsonl*"))
-    return {one.task: one.best()[0] for one in landscapes if one.task in tasks}
+    """The best config of each task's landscape in a folder, on the batches measured here."""
+    wanted = {(task, default_workload(task.chunk_size)) for task in tasks}
+    landscapes = map(read_landscape, sorted(folder.glob("*.jsonl*")))
+    return {one.task: one.best()[0] for one in landscapes if (one.task, one.workload) in wanted}
 
 
 def side_by_side(winners: Winners) -> list[dict[str, Any]]:
@@ -173,6 +174,9 @@ def main() -> None:
     jobs = arguments.jobs or ["reference", "wide", "model"]
     if unknown := set(jobs) - {"reference", "wide", "model"}:
         parser.error(f"unknown job {unknown.pop()} (allowed: reference, wide, model)")
+    brute_force = _of_landscapes(PAIR, arguments.landscapes)
+    if "wide" in jobs and len(brute_force) < len(PAIR):
+        parser.error(f"{arguments.landscapes} lacks landscapes of {' and '.join(map(str, PAIR))}")
     bench = Bench()
     rows: list[dict[str, Any]] = []
     on_reference = ("--strategy", "grid", "--space", "reference")
@@ -195,7 +199,7 @@ def main() -> None:
             pair[grid] = bench.winners(grid, PAIR, "tune_tasks.py", *on_reference)
         if "wide" in jobs:
             pair["auto, wide"] = bench.winners("auto, wide", PAIR, "tune_tasks.py")
-            pair["brute force, wide"] = _of_landscapes(PAIR, arguments.landscapes)
+            pair["brute force, wide"] = brute_force
         contest(pair)
     if "model" in jobs:
         model = _of_model("model", bench)

@@ -8,11 +8,12 @@ Some tasks of each model are tuned on 30,720 tokens alone and on each preset, in
 the wide space. Then both winners and the default are measured again on the preset's batches,
 interleaved, and what is promised of them is checked. It needs a GPU: a few minutes on one H200, all
 tasks of both models about twice as long as the usual 4. With --kernels sglang it is about the
-kernels of the SGLang that is installed, with --strategy grid about the best of the whole space.
+kernels of the SGLang that is installed, with --strategy grid about the best of the whole space but
+for what is clearly behind on the heaviest batches.
 
 With --configs, DIR/PRESET and DIR/published are config trees with the winners, as `tune --out`
-writes them; what is in one, tuned on the same batches with the same kernels, is not tuned again.
-FILE has everything measured so far after each task that is measured.
+writes them; what is in one, tuned on the same batches with the same kernels by the same strategy,
+is not tuned again. FILE has everything measured so far after each task that is measured.
 """
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ def compare(
 
     def tree(name: str, batches: Workload) -> TunedTree:
         root = None if options.configs is None else options.configs / name
-        return TunedTree(root, batches, platform, command)
+        return TunedTree(root, batches, platform, command, options.strategy)
 
     trees = {name: tree(name, batches) for name, batches in presets.items()}
     published_tree = tree("published", PUBLISHED)

@@ -22,19 +22,28 @@ class TunedTree:
         workload: what they are tuned on at one chunk size.
         platform: what they are tuned with.
         command: for their provenance.
+        strategy: what they are found by.
     """
 
     def __init__(
-        self, root: Path | None, workload: Workload, platform: Platform, command: str
+        self,
+        root: Path | None,
+        workload: Workload,
+        platform: Platform,
+        command: str,
+        strategy: str = "auto",
     ) -> None:
         self._root = root
         self._workload = workload
         self._platform = platform
         self._command = command
+        self._strategy = strategy
         self._kept: dict[Task, Config] = {}
 
     def find(self, task: Task) -> Config | None:
-        """What a task was tuned to on these very batches, GPU, Triton and kernels; None: not yet.
+        """What a task was tuned to by this strategy on these very batches, GPU, Triton and kernels.
+
+        None: nothing yet.
 
         Raises:
             ConfigFileError: the task's file is no config file.
@@ -69,5 +78,6 @@ class TunedTree:
             and origin.slices == task.slice_widths
             and origin.kernels == self._platform.kernels
             and origin.kernels_version == self._platform.kernels_version
+            and origin.strategy == self._strategy
             and not origin.replayed
         )

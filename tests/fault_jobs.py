@@ -61,12 +61,16 @@ class Plan:
     again: Mapping[Task, str] = field(default_factory=dict)
 
 
-def get_ready() -> None:
+def get_ready(cache_dir: str) -> None:
     """There is nothing to import for what is played."""
 
 
-def cannot_get_ready() -> None:
+def cannot_get_ready(cache_dir: str) -> None:
     raise ImportError("made up")
+
+
+def never_ready(cache_dir: str) -> None:
+    time.sleep(600)
 
 
 def describe() -> Gpu:

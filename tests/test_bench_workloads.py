@@ -174,6 +174,7 @@ def test_what_other_kernels_or_batches_were_tuned_to_is_tuned_again(tmp_path):
     assert TunedTree(tmp_path / "decode", (DECODE,), platform, "").find(TASK) is not None
     assert TunedTree(tmp_path / "decode", (PREFILL,), platform, "").find(TASK) is None
     assert TunedTree(tmp_path / "decode", (DECODE,), newer, "").find(TASK) is None
+    assert TunedTree(tmp_path / "decode", (DECODE,), platform, "", "grid").find(TASK) is None
     assert TunedTree(tmp_path / "elsewhere", (DECODE,), platform, "").find(TASK) is None
     assert TunedTree(None, (DECODE,), platform, "").find(TASK) is None
 

@@ -500,7 +500,7 @@ def test_ctrl_c_while_a_machine_starts_leaves_nothing(stage, monkeypatch, starte
     def interrupted(worker, *ready) -> None:
         if next(left, None) is None:
             raise KeyboardInterrupt
-        start(worker)
+        start(worker, *ready)
 
     monkeypatch.setattr(Worker, "_start", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -94,7 +94,7 @@ def test_a_gain_that_measuring_once_more_would_not_show_is_none(time_us, tuned):
     watch = Stopwatch({DEFAULT: default_twice(), FASTER: [(time_us,)]})
     chosen = select(watch, [TRIALS[0], TRIALS[2]])
     assert (chosen.tuned, chosen.noise) == (tuned, 0)
-    assert ("0.9% faster than the default, less than 1%" in chosen.reason) != tuned
+    assert ("0.90% faster than the default, less than 1%" in chosen.reason) != tuned
 
 
 def test_noise_is_a_size_not_a_direction():

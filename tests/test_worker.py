@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -133,15 +134,18 @@ def test_it_is_warm_after_a_job_until_its_process_is_dead(worker):
     assert worker.warm
 
 
-def test_a_start_that_is_interrupted_leaves_no_file(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "ready"), [("ForkServerProcess", None), ("SpawnProcess", process_id)]
+)
+def test_a_start_that_is_interrupted_leaves_no_file(kind, ready, tmp_path, monkeypatch):
     def interrupted(process):
         raise KeyboardInterrupt
 
     start_fork_server()  # its socket is no temporary file of ours
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("multiprocessing.context.ForkServerProcess.start", interrupted)
+    monkeypatch.setattr(f"multiprocessing.context.{kind}.start", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        Worker()
+        Worker(ready=ready)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -191,3 +195,29 @@ def test_a_script_needs_no_guard_and_no_file(of_file, tmp_path):
             check=True,
         )
     assert done.stdout.split() == ["True", "True"]
+
+
+def test_it_outlives_the_thread_that_made_it(tmp_path):
+    made = []
+    thread = threading.Thread(target=lambda: made.append(Worker(ready=process_id)))
+    thread.start()
+    thread.join()
+    (one,) = made
+    try:
+        assert one.call(short_sleep, timeout_s=60) == "done"
+    finally:
+        one.close()
+
+
+@pytest.mark.parametrize("ready", [None, process_id])
+def test_its_processes_have_the_environment_that_it_was_made_in(ready, monkeypatch):
+    start_fork_server()
+    monkeypatch.setenv("MADE_IN", "this")
+    one = Worker(ready=ready)
+    try:
+        monkeypatch.setenv("MADE_IN", "another")
+        assert one.call(os.getenv, "MADE_IN", timeout_s=60) == "this"
+        one.replace()
+        assert one.call(os.getenv, "MADE_IN", timeout_s=60) == "this"
+    finally:
+        one.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Sequence
 
@@ -13,8 +14,9 @@ from lora_autotune.space import Config
 from lora_autotune.trial import Failure
 
 
-def get_ready() -> None:
+def get_ready(cache_dir: str) -> None:
     """Import torch, and meanwhile do what a process does once before its first launch."""
+    os.environ["TRITON_CACHE_DIR"] = cache_dir
     aside = threading.Thread(target=_prepare_triton)
     aside.start()
     from lora_autotune.evaluators import measuring  # noqa: F401

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import shutil
-import tempfile
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -14,7 +13,7 @@ from lora_autotune.evaluator import Platform
 from lora_autotune.evaluators import bench_jobs, compiling, cores, driver
 from lora_autotune.evaluators.bounds import foretold_defeat, foretold_failure
 from lora_autotune.evaluators.gpu import Gpu
-from lora_autotune.evaluators.head_start import bench_worker
+from lora_autotune.evaluators.head_start import take_bench
 from lora_autotune.evaluators.lane import Lane
 from lora_autotune.evaluators.pipeline import SETUP_TIMEOUT_S, Pipeline
 from lora_autotune.evaluators.subject import Subject
@@ -53,9 +52,9 @@ class CudaMachine:
         launched, torch = launcher(kernels), torch_build()
         self.compilers: list[Worker] = []
         with contextlib.ExitStack() as stack:  # where something fails, nothing is left
-            self._cache_dir = tempfile.mkdtemp(prefix="lora-autotune-triton-")
+            bench = take_bench()
+            self._bench, self._cache_dir = bench.worker, bench.cache_dir
             stack.callback(shutil.rmtree, self._cache_dir, ignore_errors=True)
-            self._bench = bench_worker(self._cache_dir)
             stack.callback(self._end_workers)
             self._bench.submit(bench_jobs.describe, timeout_s=SETUP_TIMEOUT_S)
             with contextlib.closing(Worker()) as probe:

@@ -3,28 +3,58 @@
 from __future__ import annotations
 
 import atexit
+import functools
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
 
 from lora_autotune.evaluators import bench_jobs
 from lora_autotune.evaluators.worker import Worker, start_fork_server
 
-_bench: list[Worker] = []
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What measures, and the Triton cache that it takes its kernels from."""
+
+    worker: Worker
+    cache_dir: str
+
+    def close(self) -> None:
+        """End the one and remove the other."""
+        self.worker.close()
+        shutil.rmtree(self.cache_dir, ignore_errors=True)
+
+
+_early: list[Bench] = []
 
 
 def start_early() -> None:
     """Start the fork server, which imports Triton, and a process that imports torch."""
     start_fork_server()
-    if not _bench:
-        _bench.append(Worker(ready=bench_jobs.get_ready))
+    if not _early:
+        _early.append(_start())
         atexit.register(_close_unused)
 
 
-def bench_worker(cache_dir: str) -> Worker:
-    """The worker that measures; its process is the one that was started early, if one was."""
-    worker = _bench.pop() if _bench else Worker(ready=bench_jobs.get_ready)
-    worker.set_up_by(bench_jobs.set_up, cache_dir)
-    return worker
+def take_bench() -> Bench:
+    """The one that was started early, where there is one and its environment is that of now."""
+    if _early and _early[0].worker.environment == dict(os.environ):
+        return _early.pop()
+    _close_unused()
+    return _start()
+
+
+def _start() -> Bench:
+    cache_dir = tempfile.mkdtemp(prefix="lora-autotune-triton-")
+    try:
+        ready = functools.partial(bench_jobs.get_ready, cache_dir)
+        return Bench(Worker(bench_jobs.set_up, cache_dir, ready=ready), cache_dir)
+    except BaseException:  # Ctrl-C
+        shutil.rmtree(cache_dir, ignore_errors=True)
+        raise
 
 
 def _close_unused() -> None:
-    while _bench:
-        _bench.pop().close()
+    while _early:
+        _early.pop().close()

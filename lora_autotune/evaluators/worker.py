@@ -15,10 +15,11 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
@@ -56,9 +57,12 @@ class Worker:
         setup: runs before the first job; None: nothing does.
         args: what it is given.
         ready: what the first process does at once, while nobody waits for it: it is a fresh one
-            then, that need not wait for the fork server either. One that replaces it does without.
+            then, that need not wait for the fork server either. One that replaces it does without,
+            and so does that of a worker which is made in another thread than the main one.
 
     Attributes:
+        environment: the variables of all its processes: those of now, and not of when the fork
+            server was started.
         busy: a job was submitted whose result was not taken yet.
         warm: its process has finished a job, so the next does not pay for first times.
     """
@@ -69,14 +73,12 @@ class Worker:
         *args: Any,
         ready: Callable[[], None] | None = None,
     ) -> None:
-        self.set_up_by(setup, *args)
+        self._setup = None if setup is None else (setup, args)
+        self.environment = dict(os.environ)
         self._limit = _Limit(wall_s=math.inf, cpu_s=math.inf)
         self.busy = False
-        self._start(ready)
-
-    def set_up_by(self, setup: Callable[..., None] | None, *args: Any) -> None:
-        """Change what runs before the first job, while there was none."""
-        self._setup = None if setup is None else (setup, args)
+        # A process dies with the thread that started it, which the main one outlives.
+        self._start(ready if threading.current_thread() is threading.main_thread() else None)
 
     def _start(self, ready: Callable[[], None] | None = None) -> None:
         context: SpawnContext | ForkServerContext = multiprocessing.get_context("spawn")
@@ -87,7 +89,9 @@ class Worker:
         os.close(descriptor)
         self._printed = Path(name)
         self._has_finished_one = False
-        self._process = context.Process(target=_serve, args=(theirs, name, ready), daemon=True)
+        self._process = context.Process(
+            target=_serve, args=(theirs, name, self.environment, ready), daemon=True
+        )
         try:
             with _without_main():
                 self._process.start()
@@ -265,7 +269,12 @@ def start_fork_server() -> ForkServerContext:
     return context
 
 
-def _serve(connection: Connection, printed: str, ready: Callable[[], None] | None) -> None:
+def _serve(
+    connection: Connection,
+    printed: str,
+    environment: Mapping[str, str],
+    ready: Callable[[], None] | None,
+) -> None:
     """The worker's main: its own process group, its output captured, gone with its parent."""
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -274,24 +283,30 @@ def _serve(connection: Connection, printed: str, ready: Callable[[], None] | Non
         # The fork server ends, and takes us along, once nobody holds this descriptor: a busy worker
         # that kept it would outlive a tuner that is killed.
         os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined] # noqa: SLF001
+    elif (parent := multiprocessing.parent_process()) is None or os.getppid() != parent.pid:
+        return  # it was killed before that
+    os.environ.clear()
+    os.environ.update(environment)
     descriptor = os.open(printed, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    trouble = ""
     if ready is not None:
-        with contextlib.suppress(Exception):  # what fails there fails again in the first job
+        try:
             ready()
+        except Exception:  # it fails again in the first job, perhaps with less to tell
+            trouble = f"\nafter it could not get ready:\n{traceback.format_exc()}"
     is_set_up = False
     while True:
         try:
             setup, (job, args) = connection.recv()
-        except EOFError:
-            return
-        try:
             if setup is not None and not is_set_up:
                 function, its_args = setup
                 function(*its_args)
                 is_set_up = True
             reply = (True, job(*args))
+        except EOFError:
+            return
         except Exception:
-            reply = (False, traceback.format_exc())
+            reply = (False, traceback.format_exc() + trouble)
         connection.send(reply)
