@@ -3,11 +3,14 @@
 What runs in a process of its own starts as a tuner does.
 """
 
+from pathlib import Path
+
 import pytest
 
 from lora_autotune.evaluators import compiling, worker
 from tests.gpus import H200
 
+pytest.register_assert_rewrite("tests.fault_stage")
 worker.PRELOADED += ("lora_autotune.evaluators.measuring",)
 
 
@@ -17,3 +20,21 @@ def compiler(tmp_path_factory):
     found = worker.Worker(compiling.set_up, H200, str(tmp_path_factory.mktemp("cache")))
     yield found
     found.close()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[str]:
+    """Two landscapes of one shape, for the command line."""
+    from tests.cli_runs import landscape_file
+
+    return [str(landscape_file(tmp_path, chunk)) for chunk in (16, 64)]
+
+
+@pytest.fixture
+def stage(monkeypatch, tmp_path):
+    """Where faults are played; afterwards it must hold no trace of them."""
+    from tests.fault_stage import Stage
+
+    one = Stage(monkeypatch, tmp_path)
+    yield one
+    one.check_traces()

@@ -17,17 +17,11 @@ from lora_autotune.landscape import Landscape, read_landscape, write_landscape
 from lora_autotune.space import DEFAULT_CONFIGS, Config, SearchSpace
 from lora_autotune.task import Instance, Task
 from lora_autotune.trial import Measurement, Trial
+from tests.cli_runs import run
 
 H200 = Platform(device="NVIDIA H200", triton="3.6.0")
 HERE = ["--device", "NVIDIA H200", "--triton", "3.6.0"]
 SHRINK = ["--kernel", "shrink", "-K", "1024", "-S", "3", "--rank", "64"]
-
-
-def run(*words: str) -> int:
-    try:
-        return cli.main(words)
-    except SystemExit as stopped:
-        return int(str(stopped.code))
 
 
 def batches(*words: str) -> dict[int, str]:

@@ -1,6 +1,6 @@
 """The evaluator on a GPU, with real faults; and what it says where there is none.
 
-tests/test_faults.py has the faults that need no GPU, and more of them.
+tests/test_faults_*.py have the faults that need no GPU, and more of them.
 """
 
 from __future__ import annotations

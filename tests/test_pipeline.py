@@ -1,6 +1,6 @@
 """The pipeline: what goes first, what waits, and what becomes of a worker's death.
 
-Its workers are fakes that finish when a test says so; tests/test_faults.py has real ones.
+Its workers are fakes that finish when a test says so; tests/test_faults_*.py have real ones.
 """
 
 from __future__ import annotations
