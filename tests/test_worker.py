@@ -165,6 +165,19 @@ def test_a_worker_whose_replacing_is_interrupted_can_be_closed(tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
+def blocked_signals():
+    return signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_what_is_started_does_not_hear_ctrl_c_and_we_do():
+    one = Worker(ready=process_id)
+    try:
+        assert signal.SIGINT in one.call(blocked_signals, timeout_s=60)
+        assert signal.SIGINT not in blocked_signals()
+    finally:
+        one.close()
+
+
 def short_sleep():
     time.sleep(1.0)
     return "done"

@@ -21,7 +21,7 @@ import traceback
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
@@ -93,9 +93,12 @@ class Worker:
             target=_serve, args=(theirs, name, self.environment, ready), daemon=True
         )
         try:
-            with _without_main():
+            with _without_main(), contextlib.nullcontext() if ready is None else _deaf():
                 self._process.start()
         except BaseException:  # Ctrl-C: the fork server may be at its imports for seconds
+            if self._process.pid is not None:
+                self._process.kill()
+                self._process.join()
             self._printed.unlink()
             raise
         finally:
@@ -261,11 +264,23 @@ def _without_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """A process that is started meanwhile does not hear Ctrl-C: we do, and end it."""
+    resource_tracker.ensure_running()  # else it is started meanwhile, and makes us hear again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def start_fork_server() -> ForkServerContext:
     """The context that workers start from; its server imports Triton while we do other things."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
-    forkserver.ensure_running()
+    with _deaf():
+        forkserver.ensure_running()
     return context
 
 
@@ -287,7 +302,10 @@ def _serve(
         return  # it was killed before that
     os.environ.clear()
     os.environ.update(environment)
-    descriptor = os.open(printed, os.O_WRONLY | os.O_APPEND)
+    try:
+        descriptor = os.open(printed, os.O_WRONLY | os.O_APPEND)
+    except FileNotFoundError:  # the start was interrupted, and nobody knows of this process
+        return
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     trouble = ""
