@@ -174,7 +174,7 @@ def main() -> None:
     jobs = arguments.jobs or ["reference", "wide", "model"]
     if unknown := set(jobs) - {"reference", "wide", "model"}:
         parser.error(f"unknown job {unknown.pop()} (allowed: reference, wide, model)")
-    brute_force = _of_landscapes(PAIR, arguments.landscapes)
+    brute_force = _of_landscapes(PAIR, arguments.landscapes) if "wide" in jobs else {}
     if "wide" in jobs and len(brute_force) < len(PAIR):
         parser.error(f"{arguments.landscapes} lacks landscapes of {' and '.join(map(str, PAIR))}")
     bench = Bench()

@@ -67,7 +67,6 @@ def tuned(
     batches: Workload,
     tree: TunedTree,
     clock: Clock,
-    strategy: str,
 ) -> dict[Task, Config]:
     """Each task's winner on some batches, from the tree or else into it.
 
@@ -78,7 +77,7 @@ def tuned(
     evaluators = [machine.evaluator(task, batches) for task in missing]
     try:
         jobs = [Job(evaluator=evaluator) for evaluator in evaluators]
-        for result in tune_all(jobs, strategy=strategy):
+        for result in tune_all(jobs, strategy=tree.strategy):
             tree.keep(result)
             if result.selection.config is not None:
                 found[result.task] = result.selection.config
@@ -164,10 +163,10 @@ def compare(
     published_tree = tree("published", PUBLISHED)
     everything: list[tuple[Workload, list[Row]]] = []
     for model, tasks in models.items():
-        published = tuned(machine, tasks, PUBLISHED, published_tree, clock, options.strategy)
+        published = tuned(machine, tasks, PUBLISHED, published_tree, clock)
         clock(f"{model}: {len(published)} of {len(tasks)} tasks tuned on {PREFILL}")
         for preset, batches in presets.items():
-            winners = tuned(machine, tasks, batches, trees[preset], clock, options.strategy)
+            winners = tuned(machine, tasks, batches, trees[preset], clock)
             clock(f"{model}: {len(winners)} of {len(tasks)} tasks tuned on {preset}")
             pairs = {task: (published.get(task), winners.get(task)) for task in tasks}
             rows: list[Row] = []

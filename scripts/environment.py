@@ -32,9 +32,8 @@ OLDEST = {"optuna": 5, "rich": 13, "pytest": 8, "hypothesis": 6}
 """Oldest major version that will do; of the others any."""
 
 _PROBE = """
-import ctypes, importlib.util, json, runpy, sys
+import importlib.util, json, sys
 from importlib import metadata
-from pathlib import Path
 
 def version(name):
     spec = importlib.util.find_spec(name)
@@ -45,25 +44,16 @@ def version(name):
     except metadata.PackageNotFoundError:
         return "0"
 
-def sees_cuda():  # as torch.cuda.is_available(), without importing torch, which takes seconds
-    origin = importlib.util.find_spec("torch").origin
-    if runpy.run_path(str(Path(origin).with_name("version.py")))["cuda"] is None:
-        return False
-    count = ctypes.c_int()
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    refused = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
-    return not refused and count.value > 0
-
-names = sys.argv[2:]
+root, cuda, *names = sys.argv[1:]
 found = {name: version(name) for name in names}
-has_torch = found.get("torch") and found.get("triton")
-cuda = bool(sys.argv[1] == "cuda" and has_torch and sees_cuda())
 sites = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
 installed = {d.name: d.version for d in metadata.distributions() if d.name}
-print(json.dumps([found, cuda, sites, installed]))
+sees_cuda = False
+if cuda and found.get("torch") and found.get("triton"):
+    sys.path.insert(0, root)
+    from lora_autotune.evaluators import driver, torch_build  # torch itself takes seconds
+    sees_cuda = torch_build.torch_build().cuda is not None and driver.has_gpu()
+print(json.dumps([found, sees_cuda, sites, installed]))
 """
 
 
@@ -86,7 +76,7 @@ class Probe:
 
 def probe(python: str, names: Collection[str], *, cuda: bool = False) -> Probe | None:
     """What a Python has of some packages; None when it does not run."""
-    command = [python, "-c", _PROBE, "cuda" if cuda else "", *names]
+    command = [python, "-c", _PROBE, str(ROOT), "cuda" if cuda else "", *names]
     try:
         done = subprocess.run(command, cwd="/", check=True, stdout=subprocess.PIPE)
         found, has_cuda, sites, installed = json.loads(done.stdout.splitlines()[-1])

@@ -37,7 +37,7 @@ class TunedTree:
         self._workload = workload
         self._platform = platform
         self._command = command
-        self._strategy = strategy
+        self.strategy = strategy
         self._kept: dict[Task, Config] = {}
 
     def find(self, task: Task) -> Config | None:
@@ -78,6 +78,6 @@ class TunedTree:
             and origin.slices == task.slice_widths
             and origin.kernels == self._platform.kernels
             and origin.kernels_version == self._platform.kernels_version
-            and origin.strategy == self._strategy
+            and origin.strategy == self.strategy
             and not origin.replayed
         )

@@ -19,6 +19,12 @@ from tests.fault_stage import (
 )
 
 
+def assert_failed(stage, config, kind, words):
+    failure = stage.failure(SHRINK.task, config)
+    assert failure.kind == kind
+    assert words in failure.message
+
+
 def test_without_faults_everything_is_measured_and_the_winners_are_the_replays(stage):
     stage.tune(LANDSCAPES)
     assert all(result.failures == {} for result in stage.results.values())
@@ -51,9 +57,7 @@ def test_a_fault_while_measuring_is_the_failure_of_its_candidate(
         monkeypatch.setattr(pipeline, "MEASURE_TIMEOUT_S", 1.5)
     config = losers(SHRINK)[0]
     stage.tune([SHRINK], workers=1, measuring={(SHRINK.task, config): fault})
-    failure = stage.failure(SHRINK.task, config)
-    assert failure.kind == kind
-    assert words in failure.message
+    assert_failed(stage, config, kind, words)
     assert stage.results[SHRINK.task].failures == {kind: 1}
     assert capfd.readouterr() == ("", "")
 
@@ -84,9 +88,7 @@ def test_a_fault_while_compiling_is_the_failure_of_its_candidate(
         monkeypatch.setattr(pipeline, "COMPILE_TIMEOUT_S", 1.5 if fault != "computes" else 60.0)
     config = losers(SHRINK)[0]
     stage.tune([SHRINK], compiling={(SHRINK.task, config): fault})
-    failure = stage.failure(SHRINK.task, config)
-    assert failure.kind == kind
-    assert words in failure.message
+    assert_failed(stage, config, kind, words)
     assert capfd.readouterr() == ("", "")
 
 

@@ -2,7 +2,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from lora_autotune.errors import EvaluatorError
 from lora_autotune.evaluators import bench_jobs, head_start
 from tests import fault_jobs
-from tests.test_worker import alive, bug, read_state, set_up
+from tests.test_worker import alive, assert_ends, bug, read_state, set_up
 
 GET_READY = bench_jobs.get_ready
 
@@ -54,9 +53,10 @@ def test_one_that_was_started_in_another_environment_is_not_taken(monkeypatch):
 
 def test_one_that_died_while_it_waited_is_replaced():
     head_start.start_early()
+    (early,) = head_start._early
+    os.kill(early.worker._process.pid, signal.SIGKILL)
+    early.worker._process.join()
     bench = head_start.take_bench()
-    os.kill(bench.worker._process.pid, signal.SIGKILL)
-    bench.worker._process.join()
     try:
         assert bench.worker.call(read_state, timeout_s=60) == [bench.cache_dir]
     finally:
@@ -83,13 +83,6 @@ def run(script, **environment):
         stdout=subprocess.PIPE,
         text=True,
     )
-
-
-def assert_ends(pid):
-    deadline_s = time.monotonic() + 10
-    while alive(pid) and time.monotonic() < deadline_s:
-        time.sleep(0.05)
-    assert not alive(pid)
 
 
 def loaded():

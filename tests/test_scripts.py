@@ -108,7 +108,7 @@ def test_whether_torch_sees_a_gpu_is_told_without_importing_it(built_with, tmp_p
     for name in ("torch", "triton"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise SystemExit('it was imported')\n")
-    (tmp_path / "torch" / "version.py").write_text(f"cuda = {built_with!r}\n")
+    (tmp_path / "torch" / "version.py").write_text(f"__version__ = '2.0'\ncuda = {built_with!r}\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     found = environment.probe(sys.executable, ["torch", "triton"], cuda=True)
     assert not found.missing

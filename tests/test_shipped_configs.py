@@ -18,8 +18,8 @@ from lora_autotune.loader import ROOT_VARIABLE, clear_cache, explain_lookup, get
 from lora_autotune.provenance import Provenance, find_provenance, is_provenance
 from lora_autotune.selection import MIN_GAIN
 from lora_autotune.space import DEFAULT_CONFIGS, Config
-from lora_autotune.task import CHUNK_SIZES, Task, default_workload
-from lora_autotune.trial import MAX_REGRESSION
+from lora_autotune.task import CHUNK_SIZES, Task, Workload, default_workload
+from lora_autotune.trial import MAX_REGRESSION, relative_cost
 from lora_autotune.workload import PRESETS, reaching, workload_lines
 from tests.gpus import H200
 
@@ -47,6 +47,11 @@ def tree_of(file: Path) -> Path:
 
 def kernels_of(tree: Path) -> str:
     return "sglang" if tree.is_relative_to(ROOTS["sglang"]) else BUILTIN
+
+
+def workload_of(tree: Path, chunk: int) -> Workload:
+    usual = default_workload(chunk) if tree in ROOTS.values() else PRESETS[tree.name]
+    return reaching(usual, chunk) or usual
 
 
 def origins(file: Path) -> dict[int, Provenance]:
@@ -82,8 +87,7 @@ def test_a_tree_is_of_a_preset_and_covers_what_the_default_tree_does(tree: Path)
 def test_every_config_says_where_it_is_from(file: Path) -> None:
     tree = tree_of(file)
     for chunk, entry in origins(file).items():
-        usual = default_workload(chunk) if tree in ROOTS.values() else PRESETS[tree.name]
-        assert entry.workload == workload_lines(reaching(usual, chunk) or usual)
+        assert entry.workload == workload_lines(workload_of(tree, chunk))
         assert chunk in CHUNK_SIZES
         assert file.parent.name == version_folder(entry.triton)
         assert file.name.endswith(f"device={entry.gpu.replace(' ', '_')}.json")
@@ -96,11 +100,10 @@ def test_every_config_says_where_it_is_from(file: Path) -> None:
 
 @each_file
 def test_what_is_not_the_default_gains_something(file: Path) -> None:
-    for entry in origins(file).values():
+    for chunk, entry in origins(file).items():
         if entry.times_us != entry.default_times_us:
-            weights = [float(line.split()[-1]) for line in entry.workload]
-            pairs = zip(entry.times_us, entry.default_times_us, weights, strict=True)
-            cost = sum(time / default * weight for time, default, weight in pairs) / sum(weights)
+            workload = workload_of(tree_of(file), chunk)
+            cost = relative_cost(entry.times_us, entry.default_times_us, workload)
             assert cost <= 1 - MIN_GAIN
 
 

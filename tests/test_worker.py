@@ -63,6 +63,13 @@ def alive(pid):
         return False
 
 
+def assert_ends(pid):
+    deadline_s = time.monotonic() + 10
+    while alive(pid) and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    assert not alive(pid)
+
+
 def test_it_is_set_up_once_and_keeps_its_state(worker, capfd):
     assert worker.call(read_state, timeout_s=60) == ["ready"]
     assert worker.call(read_state, timeout_s=60) == ["ready"]
@@ -83,10 +90,7 @@ def test_the_children_of_a_killed_job_die_too(worker, tmp_path):
     worker.call(read_state, timeout_s=60)
     assert worker.call(endless_with_a_child, note, timeout_s=5).timed_out
     pid = int(note.read_text())
-    deadline = time.monotonic() + 10
-    while alive(pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not alive(pid)
+    assert_ends(pid)
 
 
 def test_a_job_that_crashes_says_how_and_what_it_printed_last(worker):

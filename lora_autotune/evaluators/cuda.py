@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -53,9 +52,9 @@ class CudaMachine:
         self.compilers: list[Worker] = []
         with contextlib.ExitStack() as stack:  # where something fails, nothing is left
             bench = take_bench()
+            stack.callback(bench.close)
             self._bench, self._cache_dir = bench.worker, bench.cache_dir
-            stack.callback(shutil.rmtree, self._cache_dir, ignore_errors=True)
-            stack.callback(self._end_workers)
+            stack.callback(self._end_compilers)
             self._bench.submit(bench_jobs.describe, timeout_s=SETUP_TIMEOUT_S)
             with contextlib.closing(Worker()) as probe:
                 probe.submit(driver.first_gpu, timeout_s=DRIVER_TIMEOUT_S)
@@ -125,11 +124,10 @@ class CudaMachine:
         """End every worker and remove what they compiled."""
         self._stack.close()
 
-    def _end_workers(self) -> None:
-        workers = [self._bench, *self.compilers]
-        for worker in workers:
+    def _end_compilers(self) -> None:
+        for worker in self.compilers:
             worker.kill()
-        for worker in workers:
+        for worker in self.compilers:
             worker.close()
 
     def evaluator(

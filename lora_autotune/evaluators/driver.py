@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import ctypes
 
-import triton
-
 from lora_autotune.evaluators.gpu import Gpu
 
 _LONGEST = 80
@@ -33,17 +31,22 @@ def driver_version() -> str | None:
     return None if refused else text.value.decode(errors="replace")
 
 
+def has_gpu() -> bool:
+    """CUDA_VISIBLE_DEVICES leaves the driver a device; as torch.cuda.is_available(), in no time."""
+    return _first_device() is not None
+
+
 def first_gpu() -> Gpu | None:
     """The device that CUDA_VISIBLE_DEVICES has first, None where the driver names none."""
-    device, name = ctypes.c_int(), ctypes.create_string_buffer(_LONGEST_NAME)
+    import triton
+
+    name = ctypes.create_string_buffer(_LONGEST_NAME)
+    found = _first_device()
+    if found is None:
+        return None
+    cuda, device = found
     try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-        refused = (
-            cuda.cuInit(0)
-            or cuda.cuDeviceGet(ctypes.byref(device), 0)
-            or cuda.cuDeviceGetName(name, _LONGEST_NAME, device)
-        )
-        if refused:
+        if cuda.cuDeviceGetName(name, _LONGEST_NAME, device):
             return None
         return Gpu(
             name=name.value.decode(errors="replace"),
@@ -56,6 +59,16 @@ def first_gpu() -> Gpu | None:
         )
     except (OSError, AttributeError):
         return None
+
+
+def _first_device() -> tuple[ctypes.CDLL, ctypes.c_int] | None:
+    device = ctypes.c_int()
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+        refused = cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0)
+    except (OSError, AttributeError):
+        return None
+    return None if refused else (cuda, device)
 
 
 def _attribute(cuda: ctypes.CDLL, device: ctypes.c_int, number: int) -> int:

@@ -34,7 +34,6 @@ def start_early() -> None:
     start_fork_server()
     if not _early:
         _early.append(_start())
-        atexit.register(_close_unused)
 
 
 def take_bench() -> Bench:
@@ -55,6 +54,7 @@ def _start() -> Bench:
         raise
 
 
+@atexit.register
 def _close_unused() -> None:
     while _early:
         _early.pop().close()

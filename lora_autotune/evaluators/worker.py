@@ -73,7 +73,7 @@ class Worker:
         *args: Any,
         ready: Callable[[], None] | None = None,
     ) -> None:
-        self._setup = None if setup is None else (setup, args)
+        self._setup = (setup, args)
         self.environment = dict(os.environ)
         self._limit = _Limit(wall_s=math.inf, cpu_s=math.inf)
         self.busy = False
@@ -81,19 +81,21 @@ class Worker:
         self._start(ready if threading.current_thread() is threading.main_thread() else None)
 
     def _start(self, ready: Callable[[], None] | None = None) -> None:
-        context: SpawnContext | ForkServerContext = multiprocessing.get_context("spawn")
+        context: SpawnContext | ForkServerContext
+        listening: contextlib.AbstractContextManager[None]
         if ready is None:
-            context = start_fork_server()
+            context, listening = start_fork_server(), contextlib.nullcontext()
+        else:
+            context, listening = multiprocessing.get_context("spawn"), _deaf()
         self.connection, theirs = context.Pipe()
         descriptor, name = tempfile.mkstemp(prefix="lora-autotune-worker-")
         os.close(descriptor)
         self._printed = Path(name)
         self._has_finished_one = False
-        self._process = context.Process(
-            target=_serve, args=(theirs, name, self.environment, ready), daemon=True
-        )
+        serving = (theirs, name, self.environment, ready, *self._setup)
+        self._process = context.Process(target=_serve, args=serving, daemon=True)
         try:
-            with _without_main(), contextlib.nullcontext() if ready is None else _deaf():
+            with _without_main(), listening:
                 self._process.start()
         except BaseException:  # Ctrl-C: the fork server may be at its imports for seconds
             if self._process.pid is not None:
@@ -126,7 +128,7 @@ class Worker:
         self.busy = True
         self._limit = _Limit(wall_s=timeout_s, cpu_s=cpu_limit_s, leader=self._process.pid)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self.connection.send((self._setup, (job, args)))
+            self.connection.send((job, args))
 
     @property
     def remaining_s(self) -> float:
@@ -289,6 +291,8 @@ def _serve(
     printed: str,
     environment: Mapping[str, str],
     ready: Callable[[], None] | None,
+    setup: Callable[..., None] | None,
+    args: tuple[Any, ...],
 ) -> None:
     """The worker's main: its own process group, its output captured, gone with its parent."""
     os.setpgid(0, 0)
@@ -314,15 +318,13 @@ def _serve(
             ready()
         except Exception:  # it fails again in the first job, perhaps with less to tell
             trouble = f"\nafter it could not get ready:\n{traceback.format_exc()}"
-    is_set_up = False
     while True:
         try:
-            setup, (job, args) = connection.recv()
-            if setup is not None and not is_set_up:
-                function, its_args = setup
-                function(*its_args)
-                is_set_up = True
-            reply = (True, job(*args))
+            job, job_args = connection.recv()
+            if setup is not None:
+                setup(*args)
+                setup = None
+            reply = (True, job(*job_args))
         except EOFError:
             return
         except Exception:
