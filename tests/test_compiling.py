@@ -47,6 +47,7 @@ def test_the_default_compiles(compiler, task, chunk_size, dtype):
     compiled = compile_one(compiler, sized, DEFAULT_CONFIGS[task.kernel])
     assert compiled.failure is None
     assert compiled.smem_bytes > 0
+    assert compiled.compute_s > 0
 
 
 FAMILIES = [

@@ -149,11 +149,90 @@ def test_a_slow_candidate_of_a_patient_lane_waits_until_nothing_else_does():
     assert worker.configs == [A, B, C, D, A]
     limits = [job.cpu_limit_s for job in worker.jobs]
     of_two_kernels_s = 2 * candidate.COMPILE_LIMIT_S
-    assert limits == [of_two_kernels_s] * 4 + [candidate.PATIENT_COMPILE_LIMIT_S]
+    assert limits == [2 * of_two_kernels_s] * 4 + [candidate.PATIENT_COMPILE_LIMIT_S]
     stage.compiled()
     stage.measured()
     assert isinstance(outcomes(patient)[A], Measurement)
     assert patient.in_flight == 0
+
+
+@pytest.mark.parametrize(
+    ("default_s", "limit_s"),
+    [
+        (None, 4 * candidate.COMPILE_LIMIT_S),
+        (0.0, 2 * candidate.COMPILE_LIMIT_S),
+        (1.2, 2 * candidate.COMPILE_LIMIT_S),
+        (5.0, 5.0 * candidate.COMPILE_LIMIT_TO_DEFAULT),
+    ],
+)
+def test_on_a_slow_host_which_the_default_tells_compiling_may_take_longer(default_s, limit_s):
+    stage = Stage()
+    lane, other = stage.lane(), stage.lane(OTHER)
+    if default_s is not None:
+        stage.submit(lane, DEFAULT)
+        stage.compiled(Compiled(compile_s=9.0, compute_s=default_s))
+    stage.submit(lane, A)
+    stage.compiled()
+    stage.submit(other, B)
+    *_, own, others = [job.cpu_limit_s for job in stage.compilers[0].jobs]
+    assert own == limit_s
+    assert others == 4 * candidate.COMPILE_LIMIT_S  # another task's says nothing of its own
+
+
+def test_what_a_candidate_was_given_is_what_it_is_said_to_have_taken():
+    stage = Stage(compilers=2)
+    lane = stage.lane()
+    stage.submit(lane, A, DEFAULT)
+    stage.compiled(Compiled(compile_s=9.0, compute_s=8.0), worker=1)
+    stage.compiled(TIMED_OUT)
+    (trial,) = lane.finished
+    assert trial.compile_s == stage.compilers[0].jobs[0].cpu_limit_s < 16.0
+
+
+@pytest.mark.parametrize(
+    ("again", "limit_s"),
+    [
+        (Compiled(compile_s=0.1, compute_s=0.1), 10.0),
+        (Compiled(compile_s=0.1, failure=REFUSED), 10.0),
+    ],
+)
+def test_a_default_that_comes_out_of_the_cache_or_fails_later_tells_nothing_new(again, limit_s):
+    stage = Stage()
+    lane = stage.lane()
+    for result in (Compiled(compile_s=5.0, compute_s=5.0), again):
+        stage.submit(lane, DEFAULT)
+        stage.compiled(result)
+    stage.submit(lane, A)
+    assert stage.compilers[0].jobs[-1].cpu_limit_s == limit_s
+
+
+def test_what_is_prepared_is_compiled_once_and_first_and_measured_only_in_a_contest():
+    stage = Stage()
+    lane, other = stage.lane(), stage.lane(OTHER)
+    stage.submit(other, C, D)
+    assert lane.prepared
+    stage.pipeline.prepare(lane, [A, B, A])
+    stage.pipeline.prepare(lane, [B])
+    assert not lane.prepared
+    stage.compiled()
+    stage.compiled()
+    stage.compiled()
+    assert lane.prepared
+    (worker,) = stage.compilers
+    assert worker.configs == [C, B, A, D]
+    assert lane.in_flight == 0
+    assert not lane.finished
+
+
+def test_a_contest_takes_what_was_prepared_and_what_that_failed_with():
+    stage = automatic(compiled={B: Compiled(compile_s=1.0, failure=REFUSED)})
+    lane = stage.lane()
+    stage.pipeline.prepare(lane, [A, B])
+    results = stage.pipeline.remeasure(lane, [A, B], 2)
+    assert results[1] == [REFUSED] * 2
+    assert isinstance(results[0][0], tuple)
+    compiled = [config for worker in stage.compilers for config in worker.configs]
+    assert sorted(map(str, compiled)) == sorted(map(str, [A, B]))
 
 
 @pytest.mark.parametrize("patient", [False, True])
@@ -165,7 +244,7 @@ def test_a_candidate_over_its_last_limit_is_a_timeout_of_that_length(patient):
         stage.compiled(TIMED_OUT)
     (trial,) = lane.finished
     assert trial.outcome == Failure(kind="timeout", message="while compiling: over its limit")
-    limit_s = candidate.PATIENT_COMPILE_LIMIT_S if patient else 2 * candidate.COMPILE_LIMIT_S
+    limit_s = candidate.PATIENT_COMPILE_LIMIT_S if patient else 4 * candidate.COMPILE_LIMIT_S
     assert trial.compile_s == limit_s
 
 

@@ -8,12 +8,17 @@ from dataclasses import dataclass
 from lora_autotune.evaluators.compiling import Compiled
 from lora_autotune.evaluators.lane import Lane
 from lora_autotune.evaluators.worker import Died
-from lora_autotune.space import Config
+from lora_autotune.space import DEFAULT_CONFIGS, Config
 from lora_autotune.trial import Failure
 
 COMPILE_LIMIT_S = 1.5
-"""Seconds of computing that a candidate's compiling may take. On the shipped landscapes no config
-within 5% of the best took over 1.2 s, and shrink's slower ones were half of all compiling."""
+"""Seconds of computing that a candidate's kernel may take to compile; twice as many until it is
+known how long the default takes here. For shrink, slower ones were half of all compiling."""
+
+COMPILE_LIMIT_TO_DEFAULT = 2.0
+"""Where it is more, the limit as a multiple of what the default takes, for slow hosts: of configs
+within 5% of the best on the shipped landscapes the slowest to compile take 1.7 times as long, and
+1.2 s on a fast host."""
 
 PATIENT_COMPILE_LIMIT_S = 30.0
 """The same for a lane that wants every candidate measured; they wait until nothing else does."""
@@ -29,6 +34,7 @@ class Candidate:
         slow: it may take longer, because it has been over the limit or cannot be done without.
         timed: it is to be measured once it is compiled.
         killed: somebody killed the worker that had it; one more such death is its own failure.
+        given_s: seconds of computing that its compiling had, the last time that it began.
         compiled: what came of compiling it.
     """
 
@@ -37,7 +43,13 @@ class Candidate:
     slow: bool = False
     timed: bool = True
     killed: bool = False
+    given_s: float = 0.0
     compiled: Compiled | None = None
+
+    @property
+    def is_default(self) -> bool:
+        """Whether it is what all others are compared with."""
+        return self.config == DEFAULT_CONFIGS[self.lane.subject.task.kernel]
 
     @property
     def compile_limit_s(self) -> float:
@@ -45,7 +57,10 @@ class Candidate:
         if self.slow:
             return PATIENT_COMPILE_LIMIT_S
         kernels = min(3, len(self.lane.subject.workload))  # other batches share theirs, mostly
-        return kernels * COMPILE_LIMIT_S
+        default_s = self.lane.default_compute_s
+        if default_s is None:
+            return 2 * kernels * COMPILE_LIMIT_S
+        return max(kernels * COMPILE_LIMIT_S, COMPILE_LIMIT_TO_DEFAULT * default_s)
 
 
 @dataclass(eq=False, slots=True)

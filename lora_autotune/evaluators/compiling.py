@@ -36,11 +36,13 @@ class Compiled:
 
     Attributes:
         compile_s: seconds that it took.
+        compute_s: those that this process and its children computed, 0 where it failed.
         smem_bytes: shared memory per program, the most of its variants.
         failure: why it cannot run, if so.
     """
 
     compile_s: float
+    compute_s: float = 0.0
     smem_bytes: int = 0
     failure: Failure | None = None
 
@@ -112,9 +114,9 @@ def compile_config(
     task: Task, workload: Workload, config: Config, kernels: str = BUILTIN
 ) -> Compiled:
     """Compile a config as the task's workload launches it."""
-    started_s = time.perf_counter()
+    started_s, computed_before_s = time.perf_counter(), _computed_s()
     options = config.as_dict()
-    smem_bytes = 0
+    compiled: list[Any] = []
     try:
         for instance in workload:
             batch = planned_batch(task, instance)
@@ -122,19 +124,28 @@ def compile_config(
             offsets = task_offsets(task, device=NOWHERE)
             schedule = schedule_of(task, batch, options, _gpu.multiprocessors, kernels=kernels)
             launch = task_launch(task, operands, batch, offsets, options, schedule, kernels=kernels)
-            kernel: Any = launch.compile()
-            if config == DEFAULT_CONFIGS[task.kernel]:
-                _prepare_launching(kernel)
-            smem_bytes = max(smem_bytes, kernel.metadata.shared)
-            if smem_bytes > _gpu.smem_bytes:
+            compiled.append(launch.compile())
+            if compiled[-1].metadata.shared > _gpu.smem_bytes:
                 break
     except Exception as error:  # whatever the compiler says no with is the candidate's failure
         text = str(error).split("Repro command")[0]
         message = f"{type(error).__name__}: {' '.join(text.split())[:300]}"
         failure = Failure(kind="compile", message=message)
         return Compiled(compile_s=time.perf_counter() - started_s, failure=failure)
+    compute_s = _computed_s() - computed_before_s
+    if config == DEFAULT_CONFIGS[task.kernel]:
+        for kernel in compiled:
+            _prepare_launching(kernel)
+    smem_bytes = max(kernel.metadata.shared for kernel in compiled)
     return Compiled(
         compile_s=time.perf_counter() - started_s,
+        compute_s=compute_s,
         smem_bytes=smem_bytes,
         failure=smem_failure(smem_bytes, _gpu),
     )
+
+
+def _computed_s() -> float:
+    """Seconds that this process and the children that it waited for have computed."""
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from lora_autotune.evaluators.subject import Subject
 from lora_autotune.pruning import Standings
 from lora_autotune.space import DEFAULT_CONFIGS, Config
 from lora_autotune.trial import Outcome, Trial
+
+if TYPE_CHECKING:
+    from lora_autotune.evaluators.candidate import Candidate
 
 
 @dataclass(eq=False, slots=True)
@@ -21,6 +25,8 @@ class Lane:
         finished: trials that nobody collected yet.
         in_flight: candidates that are not finished.
         trouble: why its candidates cannot be measured at all.
+        preparing: what is compiled, or was, without being timed on its own.
+        default_compute_s: seconds of computing that compiling the default took, None: not known.
         standings: what the next candidate is compared with.
     """
 
@@ -29,8 +35,15 @@ class Lane:
     finished: deque[Trial] = field(default_factory=deque)
     in_flight: int = 0
     trouble: str | None = None
+    default_compute_s: float | None = None
     compiled: set[Config] = field(default_factory=set)
+    preparing: dict[Config, Candidate] = field(default_factory=dict)
     standings: Standings = field(default_factory=Standings)
+
+    @property
+    def prepared(self) -> bool:
+        """Whether all of that is done."""
+        return all(candidate.compiled is not None for candidate in self.preparing.values())
 
     def learn(self, config: Config, outcome: Outcome) -> None:
         """Keep the standings up to date."""

@@ -20,7 +20,7 @@ from lora_autotune.evaluators.gpu import Gpu
 from lora_autotune.evaluators.lane import Lane
 from lora_autotune.evaluators.subject import Reply
 from lora_autotune.evaluators.worker import Died, Worker
-from lora_autotune.space import DEFAULT_CONFIGS, Config
+from lora_autotune.space import Config
 from lora_autotune.trial import (
     Failure,
     FailureKind,
@@ -75,10 +75,12 @@ class Pipeline:
     def submit(self, lane: Lane, config: Config) -> None:
         """Send a candidate on its way; the default goes first and has time: all must beat it."""
         lane.in_flight += 1
-        if config == DEFAULT_CONFIGS[lane.subject.task.kernel]:
-            self._waiting.appendleft(Candidate(lane, config, slow=True))
+        candidate = Candidate(lane, config)
+        if candidate.is_default:
+            candidate.slow = True
+            self._waiting.appendleft(candidate)
         else:
-            self._waiting.append(Candidate(lane, config))
+            self._waiting.append(candidate)
         self._feed()
 
     def abandon(self, lane: Lane) -> None:
@@ -97,6 +99,7 @@ class Pipeline:
             self._on_bench = None
         lane.in_flight = 0
         lane.finished.clear()
+        lane.preparing.clear()
         self._feed()
 
     def wait_until_open(self) -> None:
@@ -140,21 +143,32 @@ class Pipeline:
         while contest.results is None:
             self.pump(math.inf)
         if isinstance(contest.results, str):
-            raise EvaluatorError(contest.results, hint="tune on fewer --tokens")
+            raise EvaluatorError(
+                f"{lane.subject.task}: {contest.results}", hint="tune on fewer --tokens"
+            )
         if isinstance(contest.results, Died):
             failure = _failure(contest.results, "crash", "while measuring again")
             contest.results = [[failure] * rounds for _ in contest.configs]
         results = iter(contest.results)
         return [[refused[c]] * rounds if c in refused else next(results) for c in configs]
 
-    def _compile_missing(self, lane: Lane, configs: Sequence[Config]) -> dict[Config, Failure]:
-        """Compile what an earlier process measured; returns what cannot be compiled."""
-        missing = [config for config in dict.fromkeys(configs) if config not in lane.compiled]
-        candidates = [Candidate(lane, config, slow=True, timed=False) for config in missing]
-        self._waiting.extendleft(candidates)
+    def prepare(self, lane: Lane, configs: Sequence[Config]) -> None:
+        """Begin to compile what was not compiled for a lane before; returns at once."""
+        for config in dict.fromkeys(configs):
+            if config not in lane.compiled and config not in lane.preparing:
+                candidate = Candidate(lane, config, slow=True, timed=False)
+                lane.preparing[config] = candidate
+                self._waiting.appendleft(candidate)
         self._feed()
+
+    def _compile_missing(self, lane: Lane, configs: Sequence[Config]) -> dict[Config, Failure]:
+        """Compile what is missing for a contest; returns what cannot be compiled."""
+        self.prepare(lane, configs)
         refused = {}
-        for candidate in candidates:
+        for config in dict.fromkeys(configs):
+            candidate = lane.preparing.get(config)
+            if candidate is None:
+                continue
             while candidate.compiled is None:
                 self.pump(math.inf)
             if candidate.compiled.failure is not None:
@@ -178,6 +192,7 @@ class Pipeline:
             worker.submit(compiling.warm_up, timeout_s=COMPILE_TIMEOUT_S)
             return
         subject = candidate.lane.subject
+        candidate.given_s = candidate.compile_limit_s
         worker.submit(
             compiling.compile_config,
             subject.task,
@@ -185,7 +200,7 @@ class Pipeline:
             candidate.config,
             subject.kernels,
             timeout_s=COMPILE_TIMEOUT_S,
-            cpu_limit_s=candidate.compile_limit_s,
+            cpu_limit_s=candidate.given_s,
         )
 
     def _measure(self, job: Candidate | Contest) -> None:
@@ -271,12 +286,15 @@ class Pipeline:
                 self._slow.append(candidate)
                 return
             result = Compiled(
-                compile_s=candidate.compile_limit_s if result.timed_out else 0.0,
+                compile_s=candidate.given_s if result.timed_out else 0.0,
                 failure=_failure(result, "compile", "while compiling"),
             )
         candidate.compiled = result
         if result.failure is None:
             candidate.lane.compiled.add(candidate.config)
+            if candidate.is_default:  # a second time it comes out of the cache
+                known_s = candidate.lane.default_compute_s or 0.0
+                candidate.lane.default_compute_s = max(known_s, result.compute_s)
         if not candidate.timed:
             return
         if result.failure is None:
