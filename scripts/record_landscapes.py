@@ -29,17 +29,17 @@ ROOT = Path(__file__).resolve().parent.parent
 
 QKV = ("shrink", 1024, 3), ("expand", 4096, 3)
 O_PROJ = ("shrink", 2048, 1), ("expand", 1024, 1)
+GATE_UP, DOWN = ("expand", 6144, 2), ("shrink", 3072, 1)
 
 WANTED = (
     # What scripts/tune replays where there is no GPU: the default workload.
-    ("Qwen3-0.6B", 64, None, 64, QKV),
-    # A larger model's decode steps, with a small rank.
-    ("Llama-3.1-8B", 16, "decode", 16, (("shrink", 4096, 3), ("expand", 6144, 3))),
+    ("Qwen3-0.6B", 64, None, 64, (*QKV, *O_PROJ)),
+    # Decode steps; those of a larger model with a small rank.
+    ("Qwen3-0.6B", 64, "decode", 16, (O_PROJ[0], GATE_UP)),
+    ("Llama-3.1-8B", 16, "decode", 16, (("shrink", 4096, 3),)),
     # A default server, where one config serves few rows and many.
-    ("Qwen3-0.6B", 64, None, 16, QKV),
-    ("Qwen3-0.6B", 64, "chat", 16, (*QKV, *O_PROJ)),
-    ("Qwen3-0.6B", 64, None, 128, QKV),
-    ("Qwen3-0.6B", 64, None, 64, O_PROJ),
+    ("Qwen3-0.6B", 64, None, 16, (QKV[0], O_PROJ[1])),
+    ("Qwen3-0.6B", 64, None, 128, (*QKV, DOWN)),
 )
 """Model, rank, preset (None: default workload), chunk size, (kernel, K, S) of its tasks. What is
 most wanted comes first."""

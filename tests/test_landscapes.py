@@ -8,7 +8,7 @@ import pytest
 import lora_autotune.landscape
 from lora_autotune import cli
 from lora_autotune.evaluators.bounds import foretold_defeat, foretold_failure
-from lora_autotune.evaluators.candidate import COMPILE_LIMIT_S
+from lora_autotune.evaluators.candidate import COMPILE_LIMIT_S, COMPILE_LIMIT_TO_DEFAULT
 from lora_autotune.evaluators.measuring import MAX_SPILL_WORDS
 from lora_autotune.evaluators.replay import ReplayEvaluator
 from lora_autotune.landscape import landscape_file_name, read_landscape, write_landscape
@@ -71,6 +71,7 @@ def test_it_survives_being_written_again(file, tmp_path):
 @each
 def test_no_pruning_rule_drops_a_config_within_five_percent_of_the_best(file):
     landscape = read_landscape(file)
+    default = DEFAULT_CONFIGS[landscape.task.kernel]
     _, best = landscape.best()
     near = [
         trial
@@ -81,9 +82,13 @@ def test_no_pruning_rule_drops_a_config_within_five_percent_of_the_best(file):
     for trial in near:
         assert trial.resources is not None
         assert trial.resources.spill_words <= MAX_SPILL_WORDS
-        # Recorded are seconds of wall time on busy cores: no less than seconds of computing. Where
-        # there are several batches, two kernels were compiled, which have twice the time.
-        assert trial.compile_s < min(3, len(landscape.workload)) * COMPILE_LIMIT_S
+        # Recorded are seconds of wall time on busy cores, no less than those of computing; the
+        # default's with the module that launches it. Where there are several batches, several
+        # kernels were compiled, which have a limit each.
+        assert trial.compile_s < max(
+            min(3, len(landscape.workload)) * COMPILE_LIMIT_S,
+            COMPILE_LIMIT_TO_DEFAULT * landscape.trials[default].compile_s,
+        )
 
 
 @each
