@@ -94,3 +94,27 @@ class Evaluator(Protocol):
 
     def close(self) -> None:
         """Let go of whatever it holds; submitted configs are abandoned."""
+
+
+class HeldOut(Protocol):
+    """Measures configs of a task on batches that none of its trials was measured on.
+
+    Attributes:
+        task: its trials' task.
+        workload: the batches.
+    """
+
+    task: Task
+    workload: Workload
+
+    @property
+    def prepared(self) -> bool:
+        """Whether nothing that was begun is still under way."""
+
+    def prepare(self, configs: Sequence[Config], /) -> None:
+        """Begin what measuring them needs; returns at once."""
+
+    def remeasure(
+        self, configs: Sequence[Config], /, *, rounds: int
+    ) -> list[list[tuple[float, ...] | Failure]]:
+        """See :meth:`Evaluator.remeasure`; they need not be prepared, nor measured before."""

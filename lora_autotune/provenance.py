@@ -46,6 +46,7 @@ class Provenance:
         trials: configs that were evaluated.
         times_us: the config's median time for each batch.
         default_times_us: the default's; empty where it does not run.
+        held_out: batches that it was not tuned on and lost on none of.
     """
 
     config: Mapping[str, int]
@@ -67,6 +68,7 @@ class Provenance:
     trials: int
     times_us: tuple[float, ...]
     default_times_us: tuple[float, ...]
+    held_out: tuple[str, ...] = ()
 
 
 def provenance_path(config_file: Path) -> Path:
@@ -162,14 +164,14 @@ def _entry(chunk: str, values: Any) -> Provenance:
     if not isinstance(values, dict):
         raise ValueError(f"{where}: is not an object")
     for name, is_right in _FORMS.items():
-        if name not in values:
+        if name not in values and name not in _NEWER:
             raise ValueError(f"{where}: {name} is missing")
-        if not is_right(values[name]):
+        if name in values and not is_right(values[name]):
             raise ValueError(f"{where}: {name} cannot be {values[name]!r:.60}")
     batches = len(values["workload"])
     if len(values["times_us"]) != batches or len(values["default_times_us"]) not in (0, batches):
         raise ValueError(f"{where}: has not one time for each batch of the workload")
-    known: dict[str, Any] = {name: values[name] for name in _FORMS}
+    known: dict[str, Any] = {name: values[name] for name in _FORMS if name in values}
     lists = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
     return Provenance(**{**known, **lists})
 
@@ -222,4 +224,8 @@ _FORMS: Mapping[str, Callable[[Any], bool]] = {
     "trials": lambda value: type(value) is int and value >= 0,
     "times_us": _each(_is_time),
     "default_times_us": _each(_is_time),
+    "held_out": _each(_is_text),
 }
+
+_NEWER = ("held_out",)
+"""What entries of earlier versions lack."""

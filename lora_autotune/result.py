@@ -150,4 +150,5 @@ def _provenance(result: TuningResult, config: Config, command: str | None) -> Pr
         trials=result.trials,
         times_us=tuple(round(time_us, 3) for time_us in selection.times_us),
         default_times_us=tuple(round(time_us, 3) for time_us in selection.default_times_us),
+        held_out=tuple(map(str, selection.held_out)),
     )

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
-from lora_autotune.evaluator import Evaluator
+from lora_autotune.evaluator import Evaluator, HeldOut
 from lora_autotune.space import DEFAULT_CONFIGS, Config
 from lora_autotune.task import Workload
 from lora_autotune.trial import (
@@ -23,12 +23,12 @@ from lora_autotune.trial import (
 )
 
 FINALISTS = 5
-ROUNDS = 11
+ROUNDS = 12
 MIN_ROUNDS = 7
 """With fewer rounds not even a winner of all of them passes the sign test."""
 MAX_SIGN_TEST_P = 0.01
 MIN_GAIN = 0.01
-"""Less is no gain: a config on a batch, measured twice, is 1.1% apart in the mean on an H100."""
+"""Less is no gain: a config on a batch, measured twice, is 1% apart in the mean on an H100."""
 
 Times = tuple[float, ...]
 Rounds = list[Times | Failure]
@@ -44,12 +44,18 @@ class Finalist:
             None when it failed.
         failure: why it failed this time, None when it did not.
         verdict: what became of it, in words.
+        held_out: it was measured beside the default on the batches that are held out, too.
     """
 
     config: Config
     cost: float | None
     failure: Failure | None = None
     verdict: str
+    held_out: bool = False
+
+
+_Judged = tuple[Finalist, bool]
+"""A finalist, and whether it may win."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +72,7 @@ class Selection:
         noise: median over the rounds of the relative difference between the two measurements of
             the default, None when it was not measured again.
         reason: why this one, in words.
+        held_out: the batches that it was not tuned on and loses on none of.
         finalists: those that were measured again against the default, the best first.
     """
 
@@ -76,6 +83,7 @@ class Selection:
     cost: float | None = None
     noise: float | None = None
     reason: str
+    held_out: Workload = ()
     finalists: tuple[Finalist, ...] = ()
 
 
@@ -92,13 +100,15 @@ def select(
     finalists: int = FINALISTS,
     rounds: int = ROUNDS,
     max_regression: float = MAX_REGRESSION,
+    held_out: HeldOut | None = None,
 ) -> Selection:
     """Measure the best trials and the default again, and choose.
 
     A finalist wins if, against the default's times of the same round, its median cost is below
     1 - noise and at most 1 - MIN_GAIN, and so many rounds say so that an exact one-sided sign test
     gives p <= 0.01: it is faster, and on each instance it takes no more than 1 + max_regression of
-    the default's time. The lowest cost that passes is taken.
+    the default's time. The lowest cost that passes is taken, unless it takes more than that on a
+    batch that is held out.
 
     Args:
         evaluator: measures again; its workload is the trials'.
@@ -106,6 +116,7 @@ def select(
         finalists: how many of the best are measured again.
         rounds: how often, at least MIN_ROUNDS.
         max_regression: how much slower than the default a winner may be on any instance.
+        held_out: measures on batches that the trials were not measured on; None: there are none.
     """
     default = DEFAULT_CONFIGS[evaluator.task.kernel]
     outcome = next(trial.outcome for trial in trials if trial.config == default)
@@ -129,19 +140,22 @@ def select(
         for config, results in zip(best, series, strict=True)
     ]
     contest.sort(key=lambda entry: math.inf if entry[0].cost is None else entry[0].cost)
+    if held_out is not None:
+        contest = _held_out_too(contest, held_out, rounds, max_regression)
     entered = tuple(finalist for finalist, _ in contest)
-    for finalist, passed in contest:
-        if passed:
-            return Selection(
-                config=finalist.config,
-                tuned=True,
-                times_us=_median_times(_times(series[best.index(finalist.config)])),
-                default_times_us=_median_times(base),
-                cost=finalist.cost,
-                noise=noise,
-                reason=finalist.verdict,
-                finalists=entered,
-            )
+    winner = next((finalist for finalist, passed in contest if passed), None)
+    if winner is not None:
+        return Selection(
+            config=winner.config,
+            tuned=True,
+            times_us=_median_times(_times(series[best.index(winner.config)])),
+            default_times_us=_median_times(base),
+            cost=winner.cost,
+            noise=noise,
+            reason=winner.verdict,
+            held_out=held_out.workload if held_out is not None and winner.held_out else (),
+            finalists=entered,
+        )
     reason = f"no finalist beats it: {entered[0].config} {entered[0].verdict}"
     return _default_stands(default, _median_times(base), reason, noise=noise, finalists=entered)
 
@@ -167,7 +181,7 @@ def _judge(
     workload: Workload,
     noise: float,
     max_regression: float,
-) -> tuple[Finalist, bool]:
+) -> _Judged:
     failure = _failure(results)
     if failure is not None:
         verdict = f"failed when it was measured again ({failure.kind})"
@@ -193,8 +207,52 @@ def _judge(
     return Finalist(config=config, cost=cost, verdict=verdict), passed
 
 
+def _held_out_too(
+    contest: Sequence[_Judged], held_out: HeldOut, rounds: int, most: float
+) -> list[_Judged]:
+    """The finalists, those that passed no longer passing where they lose on what is held out.
+
+    The first is measured alone, for it rarely does; if it does, all others are together.
+    """
+    judged = list(contest)
+    passing = [place for place, (_, passed) in enumerate(contest) if passed]
+    for places in filter(None, (passing[:1], passing[1:])):
+        verdicts = _judge_held_out([contest[p][0] for p in places], held_out, rounds, most)
+        for place, verdict in zip(places, verdicts, strict=True):
+            judged[place] = verdict
+        if any(judged[place][1] for place in places):
+            break
+    return judged
+
+
+def _judge_held_out(
+    finalists: Sequence[Finalist], held_out: HeldOut, rounds: int, most: float
+) -> list[_Judged]:
+    default = DEFAULT_CONFIGS[held_out.task.kernel]
+    configs = [finalist.config for finalist in finalists]
+    first, *series, last = held_out.remeasure([default, *configs, default], rounds=rounds)
+    base = None  # where the default fails there is nothing to lose
+    if _failure([*first, *last]) is None:
+        base, _ = paired_default(_times(first), _times(last), held_out.workload)
+    judged = []
+    for finalist, results in zip(finalists, series, strict=True):
+        failure = _failure(results)
+        lost = None
+        if failure is not None:
+            lost = f"failed on batches that are held out ({failure.kind})"
+        elif base is not None:
+            lost = _regression(_times(results), base, held_out.workload, most, "held-out batch")
+        verdict = replace(finalist, failure=failure, held_out=base is not None)
+        judged.append((replace(verdict, verdict=lost), False) if lost else (verdict, True))
+    return judged
+
+
 def _regression(
-    times: Sequence[Times], base: Sequence[Times], workload: Workload, most: float
+    times: Sequence[Times],
+    base: Sequence[Times],
+    workload: Workload,
+    most: float,
+    what: str = "batch",
 ) -> str | None:
     """In words, why a config may lose too much on some instance; None where it does not.
 
@@ -210,7 +268,7 @@ def _regression(
     if _sign_test_p(kept[worst], len(times)) <= MAX_SIGN_TEST_P:
         return None
     return (
-        f"is over {most:.1%} slower than the default on the batch of {workload[worst].tokens} "
+        f"is over {most:.1%} slower than the default on the {what} of {workload[worst].tokens} "
         f"tokens in {len(times) - kept[worst]} of {len(times)} rounds "
         f"(median {median(ratios[worst]) - 1:+.1%})"
     )

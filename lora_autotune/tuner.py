@@ -11,7 +11,7 @@ from typing import Literal
 
 from lora_autotune.budgets import HINTS, Budget, budgets
 from lora_autotune.errors import EvaluatorError, UsageError
-from lora_autotune.evaluator import Evaluator
+from lora_autotune.evaluator import Evaluator, HeldOut
 from lora_autotune.neighbours import Problem, best_configs
 from lora_autotune.result import Progress, TuningResult
 from lora_autotune.search import Record, Search
@@ -46,14 +46,21 @@ class Job:
 
     Attributes:
         evaluator: measures the candidates of its task; stays open.
+        held_out: measures winners on batches that candidates are not measured on; None: there are
+            none. It is the same task's and stays open.
         space: where to search; None: the wide space of the task's kernel.
         record: where every trial is made durable before the strategy hears of it; what it knows
             already is told to the strategy and costs nothing.
     """
 
     evaluator: Evaluator
+    held_out: HeldOut | None = None
     space: SearchSpace | None = None
     record: Record | None = None
+
+    def __post_init__(self) -> None:
+        if self.held_out is not None and self.held_out.task != self.task:
+            raise EvaluatorError(f"what measures {self.held_out.task} cannot hold out {self.task}")
 
     @property
     def task(self) -> Task:
@@ -75,6 +82,7 @@ def tune(
     task: Task,
     *,
     evaluator: Evaluator,
+    held_out: HeldOut | None = None,
     space: SearchSpace | None = None,
     strategy: str | Strategy = "auto",
     trials: int | None = None,
@@ -91,6 +99,7 @@ def tune(
     Args:
         task: what is tuned; the evaluator's own.
         evaluator: see :class:`Job`, as for ``space`` and ``record``.
+        held_out: measures the winner on other batches.
         space: where to search.
         strategy: a strategy, or the name of one.
         trials: most configs to evaluate, those known from the record and the default included;
@@ -112,7 +121,7 @@ def tune(
     if evaluator.task != task:
         raise EvaluatorError(f"an evaluator of {evaluator.task} cannot tune {task}")
     (result,) = tune_all(
-        [Job(evaluator=evaluator, space=space, record=record)],
+        [Job(evaluator=evaluator, held_out=held_out, space=space, record=record)],
         strategy=strategy,
         trials=trials,
         timeout_s=timeout_s,
@@ -197,7 +206,7 @@ def tune_all(
             if not search.over:
                 search.ask(share)
             if search.over and job not in best:
-                best[job] = best_configs(search.known.values(), HINTS)
+                best[job] = _wind_up(job, search)
 
     def fill() -> None:
         ask()  # some are over only now, and have hints for those that begin
@@ -211,7 +220,7 @@ def tune_all(
         fill()
         if not searches:
             return
-        done = next((job for job, search in searches.items() if search.over), None)
+        done = _done(searches)
         if done is None:
             for job in _collect(searches):
                 report(job, "search")
@@ -240,6 +249,28 @@ def _search(
         timeout_s=timeout_s,
         max_regression=max_regression,
     )
+
+
+def _done(searches: Mapping[Job, Search]) -> Job | None:
+    """A task whose search is over and whose likely winner can be measured at once.
+
+    Or any, where there is nothing else to wait for.
+    """
+    over = [job for job, search in searches.items() if search.over]
+    ready = (job for job in over if job.held_out is None or job.held_out.prepared)
+    return next(ready, over[0] if len(over) == len(searches) else None)
+
+
+def _wind_up(job: Job, search: Search) -> tuple[Config, ...]:
+    """What did best in a search that is over.
+
+    The compilers begin with what the likely winner is measured with where it was not tuned.
+    """
+    best = best_configs(search.known.values(), HINTS)
+    likely = [config for config in best[:1] if (search.known[config].cost or 1.0) < 1.0]
+    if job.held_out is not None and likely:
+        job.held_out.prepare([DEFAULT_CONFIGS[job.task.kernel], *likely])
+    return best
 
 
 def _share(searches: Mapping[Job, Search]) -> int:
@@ -293,6 +324,7 @@ def _conclude(
         finalists=finalists,
         rounds=rounds,
         max_regression=search.max_regression,
+        held_out=job.held_out,
     )
     return TuningResult(
         task=evaluator.task,

@@ -49,18 +49,17 @@ def main() -> None:
             reached["last trial"] = age_s()
 
     exhaustive = arguments.strategy == "grid"
+    work = {task: default_workload(task.chunk_size) for task in arguments.tasks}
     with CudaMachine() as machine:
         jobs = (
             Job(
                 evaluator=machine.evaluator(
-                    task,
-                    default_workload(task.chunk_size),
-                    prune=not exhaustive,
-                    patient=exhaustive,
+                    task, workload, prune=not exhaustive, patient=exhaustive
                 ),
+                held_out=machine.held_out(task, workload),
                 space=named_space(arguments.space, task.kernel),
             )
-            for task in arguments.tasks
+            for task, workload in work.items()
         )
         found = tune_all(jobs, strategy=arguments.strategy, on_progress=watch)
         results = {result.task: result for result in found}

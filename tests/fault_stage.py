@@ -32,6 +32,7 @@ from lora_autotune.trial import Failure, Measurement
 from lora_autotune.tuner import Job, tune, tune_all
 from tests import fault_jobs
 from tests.fault_jobs import Plan
+from tests.gpus import H200
 from tests.search_doubles import Memory
 
 optuna = pytest.importorskip("optuna")
@@ -60,17 +61,19 @@ LARGER_SPACES = {
 }
 NAMES = [
     "shrink-K1024-R64-S3-chunk64-tokens30720",
-    "expand-K6144-R64-S2-chunk16-tokens32",
+    "expand-K6144-R64-S2-chunk16-decode",
     "expand-K1024-R64-S1-chunk16-tokens32-30720",
 ]
 
 
 def part(name: str, spaces) -> Landscape:
-    """A part of a shipped landscape, and the default."""
+    """A part of a shipped landscape, and the default; all as if recorded on one GPU."""
     whole = read_landscape(SHIPPED / f"{name}.jsonl.gz")
     space = spaces[whole.task.kernel]
     configs = [DEFAULT_CONFIGS[whole.task.kernel], *space]
-    return replace(whole, space=space, trials={c: whole.trials[c] for c in configs})
+    trials = {config: whole.trials[config] for config in configs}
+    platform = replace(whole.platform, device=H200.name)
+    return replace(whole, space=space, trials=trials, platform=platform)
 
 
 SHRINK, DECODE, EXPAND = LANDSCAPES = [part(name, SPACES) for name in NAMES]
@@ -156,7 +159,12 @@ class Stage:
         for one in landscapes:
             evaluator = machine.evaluator(one.task, one.workload, patient=patient)
             self.records[one.task] = Memory()
-            yield Job(evaluator=evaluator, space=one.space, record=self.records[one.task])
+            yield Job(
+                evaluator=evaluator,
+                held_out=machine.held_out(one.task, one.workload),
+                space=one.space,
+                record=self.records[one.task],
+            )
 
     def tune(
         self, landscapes, *, workers=2, patient=True, watch=None, before_closing=None, **faults

@@ -117,12 +117,15 @@ def test_lookup_names_the_kernels_that_a_config_was_tuned_on(
 def test_lookup_says_everything_that_is_known_of_a_config(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    print_provenance(replace(ENTRY, command=None, default_times_us=()))
+    print_provenance(
+        replace(ENTRY, command=None, default_times_us=(), held_out=("512:1", "2048:1"))
+    )
     printed = capsys.readouterr().out
     assert "provenance: measured\n  command: none: from Python\n" in printed
     assert "  on:      NVIDIA H200, driver 580.159.04, Triton 3.6.0, torch 2.11.0\n" in printed
     assert "  dtype:   float16, slices 2048+1024+1024\n" in printed
     assert "  batch:   30720:1 0.5: 200.0 us (the default does not run)\n" in printed
+    assert printed.endswith("  lost on none of, though not tuned on: 512:1, 2048:1\n")
 
 
 def test_check_passes_a_good_tree_and_names_what_is_wrong(

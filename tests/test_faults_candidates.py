@@ -12,6 +12,7 @@ from lora_autotune.trial import Measurement
 from lora_autotune.tuner import tune_all
 from tests.fault_stage import (
     DECODE,
+    EXPAND,
     LANDSCAPES,
     SHRINK,
     WINNERS,
@@ -138,6 +139,15 @@ def test_where_finalists_cannot_be_measured_again_the_default_stands(
     assert selection.reason == (
         f"the default stands: the default failed when it was measured again ({words})"
     )
+
+
+def test_one_that_loses_where_it_was_not_tuned_does_not_win(stage, monkeypatch):
+    best = WINNERS[EXPAND.task]
+    monkeypatch.setitem(WINNERS, EXPAND.task, DEFAULT_CONFIGS["expand"])  # all others lose anyway
+    stage.tune(LANDSCAPES, losing={(EXPAND.task, best)})
+    finalists = stage.results[EXPAND.task].selection.finalists
+    (verdict,) = [finalist.verdict for finalist in finalists if finalist.config == best]
+    assert "on the held-out batch of 512 tokens in 12 of 12 rounds (median +100.0%)" in verdict
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,8 @@ def print_provenance(entry: Provenance | str) -> None:
         if default_us is not None:
             against = f"default {default_us:.1f} us, {default_us / time_us:.2f}x"
         print("  batch:  ", f"{batch}: {time_us:.1f} us ({against})")
+    if entry.held_out:
+        print("  lost on none of, though not tuned on:", ", ".join(entry.held_out))
 
 
 def _age(entry: Provenance) -> str | None:

@@ -58,8 +58,12 @@ def named_work(arguments: Any) -> dict[Task, Workload]:
 
 def names_batches(arguments: Any) -> bool:
     """Whether the arguments say anything about batches."""
-    limited = arguments.max_lora_chunk_size is not None
-    return limited or any(getattr(arguments, name) for name in _BATCHES)
+    return arguments.max_lora_chunk_size is not None or says_what_is_served(arguments)
+
+
+def says_what_is_served(arguments: Any) -> bool:
+    """Whether they name batches: without, it may be anything."""
+    return any(getattr(arguments, name) for name in _BATCHES)
 
 
 def named_batches(arguments: Any) -> dict[int, Workload]:

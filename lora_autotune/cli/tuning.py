@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,16 @@ from lora_autotune.cli.tasks import (
     named_work,
     names_batches,
     refuse_shared_entries,
+    says_what_is_served,
 )
 from lora_autotune.errors import UsageError
-from lora_autotune.evaluator import Evaluator, Platform
+from lora_autotune.evaluator import Platform
 from lora_autotune.journal import Journal
 from lora_autotune.kernel_set import BUILTIN, set_of
 from lora_autotune.kernels_version import builtin_kernels_version
 from lora_autotune.landscape import Landscape, read_landscape
 from lora_autotune.provenance import refuse_other_kernels
 from lora_autotune.result import TuningResult, task_config_path, write_result
-from lora_autotune.space import SearchSpace
 from lora_autotune.strategy import strategy_factory
 from lora_autotune.task import Task, default_workload
 from lora_autotune.tuner import AT_ONCE, Job, tune_all
@@ -46,8 +47,8 @@ COMMAND_VARIABLE = "LORA_AUTOTUNE_COMMAND"
 
 SHIPPED_LANDSCAPES = Path(__file__).parent.parent / "configs" / "landscapes"
 
-_Benches = tuple[Collection[Task], str, Iterator[tuple[Evaluator, SearchSpace]]]
-"""The tasks, what they are measured on, and an evaluator and a space for each in turn."""
+_Benches = tuple[Collection[Task], str, Iterator[Job]]
+"""The tasks, what they are measured on, and a job for each in turn, as yet without a record."""
 
 
 def tune(arguments: Any) -> int:
@@ -119,20 +120,19 @@ def _usual_journal(arguments: Any) -> Path:
     return Path(arguments.out / "tune.journal")
 
 
-def _jobs(
-    arguments: Any, benches: Iterator[tuple[Evaluator, SearchSpace]], journal: Journal
-) -> Iterator[Job]:
-    """Each evaluator with its record; all are opened before anything is measured."""
-    for evaluator, space in benches:
+def _jobs(arguments: Any, benches: Iterator[Job], journal: Journal) -> Iterator[Job]:
+    """Each with its record; all are opened before anything is measured."""
+    for job in benches:
+        evaluator = job.evaluator
         record = journal.open(
             evaluator.task,
             evaluator.workload,
             evaluator.platform,
-            space=space,
+            space=job.problem.space,
             replayed=evaluator.replayed,
             resume=arguments.resume,
         )
-        yield Job(evaluator=evaluator, space=space, record=record)
+        yield replace(job, record=record)
 
 
 def _gpu_benches(arguments: Any, stack: contextlib.ExitStack) -> _Benches:
@@ -143,6 +143,7 @@ def _gpu_benches(arguments: Any, stack: contextlib.ExitStack) -> _Benches:
     from lora_autotune.evaluators.cuda import CudaMachine
 
     everything = _wants_everything(arguments)
+    named = says_what_is_served(arguments)
     machine = stack.enter_context(CudaMachine(kernels=arguments.kernels))
     for task in work:
         file = task_config_path(task, machine.platform, arguments.out)
@@ -153,11 +154,12 @@ def _gpu_benches(arguments: Any, stack: contextlib.ExitStack) -> _Benches:
     if work and afresh and _usual_journal(arguments).exists():
         machine.wait_until_open()  # a run that can measure nothing leaves that record in its place
     benches = (
-        (
-            machine.evaluator(
+        Job(
+            evaluator=machine.evaluator(
                 task, workload, prune=not everything, patient=everything, seed=arguments.seed
             ),
-            asked_space(arguments, task),
+            held_out=None if named else machine.held_out(task, workload, seed=arguments.seed),
+            space=asked_space(arguments, task),
         )
         for task, workload in work.items()
     )
@@ -173,7 +175,8 @@ def _recorded_benches(arguments: Any) -> _Benches:
         landscapes = [o for o in landscapes if not is_tuned(o.task, o.platform, arguments.out)]
     prune = not _wants_everything(arguments)
     benches = (
-        (ReplayEvaluator(one, prune=prune), searched_space(arguments, one)) for one in landscapes
+        Job(evaluator=ReplayEvaluator(one, prune=prune), space=searched_space(arguments, one))
+        for one in landscapes
     )
     return [one.task for one in landscapes], named, benches
 
@@ -276,6 +279,7 @@ def _as_json(result: TuningResult, file: Path | None) -> dict[str, Any]:
         "dtype": task.dtype,
         "speedup": result.speedup,
         "reason": selection.reason,
+        "held_out": [instance.as_dict() for instance in selection.held_out],
         "instances": [{**instance.as_dict(), "time_us": us} for instance, us in pairs],
     }
 

@@ -21,7 +21,7 @@ from lora_autotune.evaluators.worker import Died, Worker
 from lora_autotune.kernel_set import BUILTIN
 from lora_autotune.kernels.launcher import launcher
 from lora_autotune.space import Config
-from lora_autotune.task import Task, Workload
+from lora_autotune.task import HELD_OUT, Task, Workload, default_workload
 from lora_autotune.trial import Failure, Trial
 
 DRIVER_TIMEOUT_S = 30.0
@@ -153,6 +153,15 @@ class CudaMachine:
         )
         return CudaEvaluator(self, Lane(subject, patient), self._pipeline)
 
+    def held_out(self, task: Task, workload: Workload, *, seed: int = 0) -> CudaEvaluator | None:
+        """What measures a task's winner on batches that it was not tuned on.
+
+        None where the workload is not the default one: another says itself what is served.
+        """
+        if workload != default_workload(task.chunk_size):
+            return None
+        return self.evaluator(task, HELD_OUT, seed=seed)
+
 
 def _answers(probe: Worker) -> tuple[Gpu | None, str | None]:
     """The driver's first device, which was asked for, and its version."""
@@ -222,6 +231,15 @@ class CudaEvaluator:
     ) -> list[list[tuple[float, ...] | Failure]]:
         """Time configs against each other, interleaved."""
         return self._pipeline.remeasure(self._lane, configs, rounds)
+
+    @property
+    def prepared(self) -> bool:
+        """See :class:`lora_autotune.evaluator.HeldOut`."""
+        return self._lane.prepared
+
+    def prepare(self, configs: Sequence[Config], /) -> None:
+        """Begin to compile what measuring configs again needs; returns at once."""
+        self._pipeline.prepare(self._lane, configs)
 
     def close(self) -> None:
         """Abandon what was submitted; the machine stays."""

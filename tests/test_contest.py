@@ -1,0 +1,163 @@
+"""Where finalists are measured again: on several sets of operands, as far as memory goes."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import replace
+from weakref import WeakSet
+
+import pytest
+import torch
+
+from lora_autotune.evaluators import measuring
+from lora_autotune.evaluators.subject import Subject
+from lora_autotune.evaluators.timing import GraphTimer
+from lora_autotune.task import PREFILL, Task
+from tests.gpus import H200
+from tests.timing_doubles import FAST, SLOW, TIMES_US, Bench, made_up_gpu
+
+__all__ = ["made_up_gpu"]
+
+SUBJECT = Subject(
+    task=Task(kernel="shrink", K=1024, R=64, S=3, chunk_size=64),
+    workload=(PREFILL,),
+    seed=0,
+    prune=True,
+)
+
+
+class Memory:
+    """Has room for so many sets of operands; remembers how many there were whenever one came."""
+
+    def __init__(self) -> None:
+        self.room = 100
+        self.seeds: list[int] = []
+        self.held: list[int] = []
+        self.rotations: set[int] = set()
+        self._benches: WeakSet[Bench] = WeakSet()
+
+    def make_bench(self, _task, _instance, *, seed, **_words) -> Bench:
+        if self.count() == self.room:
+            raise torch.OutOfMemoryError("made up")
+        bench = Bench()
+        self._benches.add(bench)
+        self.seeds.append(seed)
+        self.held.append(self.count())
+        return bench
+
+    def count(self) -> int:
+        gc.collect()
+        return len(self._benches)
+
+
+@pytest.fixture
+def memory(monkeypatch, made_up_gpu) -> Memory:
+    memory = Memory()
+    monkeypatch.setattr(measuring, "make_bench", memory.make_bench)
+    monkeypatch.setattr(measuring, "_gpu", H200, raising=False)
+    monkeypatch.setattr(measuring, "_operands", {})
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch, "Generator", lambda _device: torch.default_generator)
+    return memory
+
+
+@pytest.fixture
+def shares(monkeypatch) -> list[int]:
+    """The rounds in each place."""
+    found: list[int] = []
+    real = measuring._interleaved
+
+    def watch(benches, configs, rounds):
+        found.append(rounds)
+        return real(benches, configs, rounds)
+
+    monkeypatch.setattr(measuring, "_interleaved", watch)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("rounds", "expected"), [(12, [3, 3, 3, 3]), (7, [2, 2, 2, 1]), (2, [1, 1])]
+)
+def test_rounds_are_shared_out_among_places_that_are_all_there_at_a_time(
+    memory, shares, rounds, expected
+):
+    results = measuring.remeasure(SUBJECT, [SLOW, FAST, SLOW], rounds)
+    assert [len(times) for times in results] == [rounds] * 3
+    assert [times[-1] for times in results] == [
+        (pytest.approx(TIMES_US[config], rel=0.02),) for config in (SLOW, FAST, SLOW)
+    ]
+    assert shares == expected
+    assert memory.held == [place + 1 for place in range(len(expected))]
+    assert len(set(memory.seeds)) == len(memory.seeds)
+    assert memory.count() == 1  # the one that candidates are measured on
+
+
+def test_graphs_in_the_other_places_are_as_long_as_in_the_first(memory, monkeypatch):
+    captured: list[int] = []
+    real = GraphTimer._capture
+
+    def capture(timer, launches):
+        captured.append(len(launches))
+        real(timer, launches)
+
+    monkeypatch.setattr(GraphTimer, "_capture", capture)
+    measuring.remeasure(SUBJECT, [SLOW, FAST], 12)
+    longest = max(captured)
+    assert captured[-6:] == [longest] * 6  # three places, each config once
+
+
+def test_where_several_do_not_fit_one_must_do(memory, shares, monkeypatch):
+    memory.room = 2
+    emptied: list[int] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(memory.count()))
+    assert [len(times) for times in measuring.remeasure(SUBJECT, [SLOW, FAST], 12)] == [12, 12]
+    assert shares == [3, 3, 12]
+    assert emptied == [1]  # the others are gone by then
+
+
+@pytest.mark.parametrize(
+    "words", ["CUDA error: out of memory", "Triton Error [CUDA]: out of memory"]
+)
+def test_a_graph_that_does_not_fit_is_as_good_a_reason(memory, shares, monkeypatch, words):
+    real = measuring._interleaved
+
+    def interleaved(benches, configs, rounds):
+        if rounds < 12:
+            raise RuntimeError(words)
+        return real(benches, configs, rounds)
+
+    monkeypatch.setattr(measuring, "_interleaved", interleaved)
+    assert len(measuring.remeasure(SUBJECT, [SLOW, FAST], 12)[0]) == 12
+
+
+def test_another_error_is_no_reason(memory, monkeypatch):
+    def interleaved(*_words):
+        raise RuntimeError("CUDA error: an illegal memory access")
+
+    monkeypatch.setattr(measuring, "_interleaved", interleaved)
+    with pytest.raises(SystemExit, match="illegal"):
+        measuring.remeasure(SUBJECT, [SLOW, FAST], 12)
+    assert memory.held == [1]
+
+
+def test_other_tasks_make_room_first(memory, shares):
+    measuring._prepare(replace(SUBJECT, seed=100))
+    memory.room = 4
+    assert len(measuring.remeasure(SUBJECT, [SLOW, FAST], 12)[0]) == 12
+    assert list(measuring._operands) == [SUBJECT]
+    assert shares == [3, 3, 3, *[3, 3, 3, 3]]
+
+
+def test_what_does_not_fit_even_once_is_said(memory):
+    memory.room = 0
+    answer = measuring.remeasure(SUBJECT, [SLOW, FAST], 12)
+    assert answer == "the workload does not fit the GPU's memory: made up"
+
+
+def test_graphs_that_never_fit_end_the_process(memory, monkeypatch):
+    def out_of_memory(*_words):
+        raise torch.OutOfMemoryError("made up")
+
+    monkeypatch.setattr(measuring, "_interleaved", out_of_memory)
+    with pytest.raises(SystemExit, match="made up"):
+        measuring.remeasure(SUBJECT, [SLOW, FAST], 12)

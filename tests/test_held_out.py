@@ -1,0 +1,163 @@
+"""Batches that are held out: who has them, when they are prepared for, and what is written."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from lora_autotune import cli
+from lora_autotune.errors import EvaluatorError
+from lora_autotune.provenance import find_provenance
+from lora_autotune.result import write_result
+from lora_autotune.task import DECODE, HELD_OUT, PREFILL, default_workload
+from lora_autotune.tuner import Job, tune, tune_all
+from tests.test_tuner import BEST, DEFAULT, PLATFORM, SPACE, TASK, Bench, time_us
+
+
+class Between:
+    """Measures on what is held out: a loser takes twice its time; ready after so many looks."""
+
+    def __init__(self, task=TASK, *, losers=(), looks=0, log=None) -> None:
+        self.task = task
+        self.workload = HELD_OUT
+        self.losers = losers
+        self.looks = looks
+        self.log = [] if log is None else log
+        self.begun: list = []
+
+    @property
+    def prepared(self) -> bool:
+        self.looks -= 1
+        return self.looks < 0
+
+    def prepare(self, configs, /) -> None:
+        self.begun.append(list(configs))
+        self.log.append(("prepare", self.task))
+
+    def remeasure(self, configs, /, *, rounds):
+        self.log.append(("held out", self.task))
+        times = [time_us(config) * (3 if config in self.losers else 1) for config in configs]
+        return [[(one,) * len(HELD_OUT)] * rounds for one in times]
+
+
+def run(held_out):
+    return tune(TASK, evaluator=Bench(), held_out=held_out, space=SPACE, strategy="grid")
+
+
+def test_the_likely_winner_is_prepared_for_and_wins_where_it_loses_nothing():
+    between = Between()
+    result = run(between)
+    assert (result.selection.config, result.selection.held_out) == (BEST, HELD_OUT)
+    assert between.begun == [[DEFAULT, BEST]]
+
+
+def test_a_loser_does_not_win():
+    result = run(Between(losers=[BEST]))
+    assert result.selection.config not in (BEST, DEFAULT)
+    assert result.selection.held_out == HELD_OUT
+
+
+def test_where_nothing_seems_better_than_the_default_nothing_is_prepared():
+    between = Between()
+    slow = {config: Bench().outcome(DEFAULT) for config in SPACE}
+    tune(TASK, evaluator=Bench(slow), held_out=between, space=SPACE, strategy="grid")
+    assert between.begun == []
+
+
+def test_what_measures_another_task_is_refused():
+    with pytest.raises(EvaluatorError, match="cannot hold out"):
+        run(Between(replace(TASK, K=2048)))
+
+
+def test_tasks_that_are_ready_do_not_wait_for_one_that_is_not():
+    log: list = []
+    jobs = []
+    for K, looks in ((1024, 3), (1040, 0), (1056, 0)):
+        bench = Bench()
+        bench.task = replace(TASK, K=K)
+        between = Between(bench.task, looks=looks, log=log)
+        jobs.append(Job(evaluator=bench, held_out=between, space=SPACE))
+    results = list(tune_all(jobs, at_once=3, strategy="grid"))
+    assert all(result.selection.held_out == HELD_OUT for result in results)
+    assert [result.task.K for result in results] != [1024, 1040, 1056]
+    assert sorted(result.task.K for result in results) == [1024, 1040, 1056]
+
+
+def test_one_that_is_never_ready_is_measured_once_nothing_else_is_left():
+    assert run(Between(looks=10**6)).selection.config == BEST
+
+
+def test_what_a_winner_lost_nothing_on_is_written(tmp_path):
+    path = write_result(run(Between()), tmp_path)
+    entry = find_provenance(path, 64, BEST.as_dict())
+    assert entry.held_out == ("512:1", "2048:1", "8192:8,zipf")
+    path = write_result(run(None), tmp_path)
+    assert find_provenance(path, 64, BEST.as_dict()).held_out == ()
+
+
+class Machine:
+    """A CudaMachine that says whose winners it holds batches out for."""
+
+    platform = PLATFORM
+
+    def __init__(self) -> None:
+        self.held: list = []
+
+    def evaluator(self, task, workload, **_options):
+        bench = Bench()
+        bench.task, bench.workload = task, workload
+        bench.outcome = lambda config: None
+        return bench
+
+    def held_out(self, task, workload, *, seed):
+        self.held.append((task.chunk_size, workload, seed))
+        return
+
+    def wait_until_open(self) -> None:
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("words", "held"),
+    [
+        (["--chunk-sizes", "16", "64"], [16, 64]),
+        (["--max-lora-chunk-size", "16"], [16]),
+        (["--tokens", "32:8", "30720:1", "--chunk-sizes", "16"], []),
+        (["--workload", "prefill", "--max-lora-chunk-size", "16"], []),
+    ],
+)
+def test_who_says_what_is_served_has_nothing_held_out(monkeypatch, tmp_path, words, held):
+    pytest.importorskip("torch")
+    from lora_autotune.cli import tuning
+    from lora_autotune.evaluators import cuda, head_start
+
+    machine = Machine()
+    monkeypatch.setattr(cuda, "CudaMachine", lambda **_: machine)
+    monkeypatch.setattr(head_start, "start_early", lambda: None)
+    monkeypatch.setattr(tuning, "tune_all", lambda jobs, **_: iter(list(jobs)[:0]))
+    named = ["--kernel", "shrink", "-K", "1024", "-S", "3", "--rank", "64", "--seed", "5"]
+    assert cli.main(["tune", *named, *words, "--out", str(tmp_path)]) == 0
+    assert machine.held == [(size, default_workload(size), 5) for size in held]
+
+
+@pytest.mark.parametrize(
+    ("workload", "expected"), [(default_workload(64), HELD_OUT), ((DECODE,), None)]
+)
+def test_a_machine_holds_them_out_for_the_default_workload_alone(workload, expected):
+    pytest.importorskip("torch")
+    from lora_autotune.evaluators.cuda import CudaMachine
+
+    machine = CudaMachine.__new__(CudaMachine)
+    machine.evaluator = lambda task, workload, *, seed: (workload, seed)  # type: ignore[method-assign]
+    assert machine.held_out(TASK, workload, seed=7) == (expected and (expected, 7))
+
+
+def test_they_lie_between_those_of_the_default_workload():
+    assert all(DECODE.tokens < batch.tokens < PREFILL.tokens for batch in HELD_OUT)
