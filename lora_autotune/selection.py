@@ -156,7 +156,8 @@ def select(
             held_out=held_out.workload if held_out is not None and winner.held_out else (),
             finalists=entered,
         )
-    reason = f"no finalist beats it: {entered[0].config} {entered[0].verdict}"
+    where = " everywhere" if any(finalist.held_out for finalist in entered) else ""
+    reason = f"no finalist beats it{where}: {entered[0].config} {entered[0].verdict}"
     return _default_stands(default, _median_times(base), reason, noise=noise, finalists=entered)
 
 

@@ -10,7 +10,10 @@ import pytest
 from lora_autotune.evaluators import compiling, worker
 from tests.gpus import H200
 
-pytest.register_assert_rewrite("tests.fault_stage")
+DOUBLES = ("fault_stage", "pipeline_doubles", "tuner_doubles")
+"""Stand-ins that check how they are used."""
+
+pytest.register_assert_rewrite(*(f"tests.{name}" for name in DOUBLES))
 worker.PRELOADED += ("lora_autotune.evaluators.measuring",)
 
 
@@ -28,6 +31,14 @@ def files(tmp_path: Path) -> list[str]:
     from tests.cli_runs import landscape_file
 
     return [str(landscape_file(tmp_path, chunk)) for chunk in (16, 64)]
+
+
+@pytest.fixture
+def made_up_gpu(monkeypatch):
+    """Launches take what a table says."""
+    from tests.timing_doubles import make_up_gpu
+
+    make_up_gpu(monkeypatch)
 
 
 @pytest.fixture

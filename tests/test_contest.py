@@ -14,9 +14,7 @@ from lora_autotune.evaluators.subject import Subject
 from lora_autotune.evaluators.timing import GraphTimer
 from lora_autotune.task import PREFILL, Task
 from tests.gpus import H200
-from tests.timing_doubles import FAST, SLOW, TIMES_US, Bench, made_up_gpu
-
-__all__ = ["made_up_gpu"]
+from tests.timing_doubles import FAST, SLOW, TIMES_US, Bench
 
 SUBJECT = Subject(
     task=Task(kernel="shrink", K=1024, R=64, S=3, chunk_size=64),

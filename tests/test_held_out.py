@@ -12,7 +12,7 @@ from lora_autotune.provenance import find_provenance
 from lora_autotune.result import write_result
 from lora_autotune.task import DECODE, HELD_OUT, PREFILL, default_workload
 from lora_autotune.tuner import Job, tune, tune_all
-from tests.test_tuner import BEST, DEFAULT, PLATFORM, SPACE, TASK, Bench, time_us
+from tests.tuner_doubles import BEST, DEFAULT, PLATFORM, SPACE, TASK, Bench, time_us
 
 
 class Between:

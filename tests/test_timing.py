@@ -16,9 +16,7 @@ from lora_autotune.pruning import GIVE_UP, REPLAYS, Standings
 from lora_autotune.space import Config
 from lora_autotune.task import DECODE, PREFILL, Task
 from lora_autotune.trial import Measurement, Pruned
-from tests.timing_doubles import FAST, SLOW, TIMES_US, Bench, made_up_gpu
-
-__all__ = ["made_up_gpu"]
+from tests.timing_doubles import FAST, SLOW, TIMES_US, Bench
 
 CAPTURE = GraphTimer._capture
 

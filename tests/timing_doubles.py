@@ -30,8 +30,7 @@ class Bench:
         return [Launch(TIMES_US[config])] * self.sets
 
 
-@pytest.fixture
-def made_up_gpu(monkeypatch):
+def make_up_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def capture(self, launches):
         self._launches = launches
         self.took_us = START_US + sum(launches)
