@@ -151,6 +151,14 @@ workload one took 1.48 times as long (H100, shrink K=2048). To search on them to
 long; but a winner must not lose on them."""
 
 
+def held_out_workload(workload: Workload, chunk_size: int) -> Workload:
+    """The batches that a winner is measured on besides those that it is tuned on.
+
+    There are none where these are not the default ones: others say themselves what is served.
+    """
+    return HELD_OUT if workload == default_workload(chunk_size) else ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """One kernel at one shape and chunk size.

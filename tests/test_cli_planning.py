@@ -153,6 +153,7 @@ def test_a_plan_says_what_is_ahead_and_what_is_done(
             {"tokens": 512, "adapters": 1, "weight": 0.5},
             {"tokens": 8192, "adapters": 8, "weight": 0.5, "spread": "zipf"},
         ],
+        "held_out": [],
         "configs": 400,
         "trials": 32,
         "tuned": True,
@@ -208,6 +209,7 @@ def test_a_plan_is_plain_lines_or_a_table(
         f"shrink K=1024 R=64 S=3 chunk 16: 32:8 (50%) 30720:1 (50%); {ahead}",
         f"shrink K=1024 R=64 S=3 chunk 32: 128:8 (50%) 30720:1 (50%); {ahead}",
         "2 tasks, 64 trials, about 6 s with 14 compile workers; 0 tuned already",
+        "winners must not lose on 512:1, 2048:1, 8192:8,zipf either, which are held out",
     ]
 
     def terminal(**options: object) -> Console:

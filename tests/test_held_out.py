@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -161,3 +162,15 @@ def test_a_machine_holds_them_out_for_the_default_workload_alone(workload, expec
 
 def test_they_lie_between_those_of_the_default_workload():
     assert all(DECODE.tokens < batch.tokens < PREFILL.tokens for batch in HELD_OUT)
+
+
+@pytest.mark.parametrize(
+    ("words", "count"), [([], 3), (["--workload", "prefill"], 0), (["--tokens", "30720"], 0)]
+)
+def test_a_plan_says_what_is_held_out(words, count, capsys):
+    named = ["--kernel", "shrink", "-K", "1024", "-S", "3", "--rank", "64", "--chunk-sizes", "128"]
+    assert cli.main(["tune", "--dry-run", "--json", *named, *words]) == 0
+    printed = capsys.readouterr()
+    (line,) = map(json.loads, printed.out.splitlines())
+    assert len(line["held_out"]) == count
+    assert ("512:1, 2048:1, 8192:8,zipf" in printed.err) is bool(count)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lora_autotune.budgets import budgets, everything
-from lora_autotune.cli.tasks import named_work
+from lora_autotune.cli.tasks import named_work, says_what_is_served
 from lora_autotune.config_file import read_config_file
 from lora_autotune.errors import UsageError
 from lora_autotune.evaluator import Platform
@@ -23,7 +23,7 @@ from lora_autotune.landscape import Landscape
 from lora_autotune.neighbours import Problem
 from lora_autotune.result import task_config_path
 from lora_autotune.space import SearchSpace, named_space
-from lora_autotune.task import Task, Workload
+from lora_autotune.task import Task, Workload, held_out_workload
 
 WORKER_SECONDS = 65 * 14 / 640
 """Seconds of one compile worker that a trial takes, finalists included: 28 tasks of 640 trials took
@@ -37,12 +37,14 @@ class Planned:
     Attributes:
         configs: how many its space has.
         trials: most that will be evaluated, the default's included.
+        held_out: batches that its winner is measured on, too.
         tuned: there is an entry for it; None: nobody knows which GPU or Triton is meant.
         estimate_s: its share of the seconds that the run will take; None where it is replayed.
     """
 
     task: Task
     workload: Workload
+    held_out: Workload
     configs: int
     trials: int
     tuned: bool | None
@@ -72,12 +74,14 @@ def make_plan(arguments: Any, landscapes: Sequence[Landscape] | None) -> list[Pl
             problems.append(problem)
             tuned.append(done)
     plan = []
+    unsaid = landscapes is None and not says_what_is_served(arguments)
     allowed = budgets(problems, arguments.strategy, arguments.trials)
     for problem, done, budget in zip(problems, tuned, allowed, strict=True):
         trials = min(everything(problem), budget.trials)
         planned = Planned(
             task=problem.task,
             workload=problem.workload,
+            held_out=held_out_workload(problem.workload, problem.task.chunk_size) if unsaid else (),
             configs=len(problem.space),
             trials=trials,
             tuned=done,
@@ -157,6 +161,7 @@ def _as_json(planned: Planned) -> dict[str, Any]:
         **task.as_dict(),
         "dtype": task.dtype,
         "instances": [instance.as_dict() for instance in planned.workload],
+        "held_out": [instance.as_dict() for instance in planned.held_out],
         "configs": planned.configs,
         "trials": planned.trials,
         "tuned": planned.tuned,
@@ -205,5 +210,10 @@ def _summary(plan: Sequence[Planned]) -> str:
         workers = compile_workers()
         text += f", about {sum(estimates):.0f} s with {workers} compile worker{'s'[: workers > 1]}"
     if any(planned.tuned is None for planned in plan):
-        return f"{text}; --device and --triton say what is tuned already"
-    return f"{text}; {sum(bool(planned.tuned) for planned in plan)} tuned already"
+        text += "; --device and --triton say what is tuned already"
+    else:
+        text += f"; {sum(bool(planned.tuned) for planned in plan)} tuned already"
+    held_out = dict.fromkeys(str(instance) for planned in plan for instance in planned.held_out)
+    if held_out:
+        text += f"\nwinners must not lose on {', '.join(held_out)} either, which are held out"
+    return text

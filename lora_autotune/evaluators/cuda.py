@@ -21,7 +21,7 @@ from lora_autotune.evaluators.worker import Died, Worker
 from lora_autotune.kernel_set import BUILTIN
 from lora_autotune.kernels.launcher import launcher
 from lora_autotune.space import Config
-from lora_autotune.task import HELD_OUT, Task, Workload, default_workload
+from lora_autotune.task import Task, Workload, held_out_workload
 from lora_autotune.trial import Failure, Trial
 
 DRIVER_TIMEOUT_S = 30.0
@@ -154,13 +154,12 @@ class CudaMachine:
         return CudaEvaluator(self, Lane(subject, patient), self._pipeline)
 
     def held_out(self, task: Task, workload: Workload, *, seed: int = 0) -> CudaEvaluator | None:
-        """What measures a task's winner on batches that it was not tuned on.
+        """What measures a task's winner on batches that it was not tuned on; None: there are none.
 
-        None where the workload is not the default one: another says itself what is served.
+        See :func:`lora_autotune.task.held_out_workload`.
         """
-        if workload != default_workload(task.chunk_size):
-            return None
-        return self.evaluator(task, HELD_OUT, seed=seed)
+        held_out = held_out_workload(workload, task.chunk_size)
+        return self.evaluator(task, held_out, seed=seed) if held_out else None
 
 
 def _answers(probe: Worker) -> tuple[Gpu | None, str | None]:
