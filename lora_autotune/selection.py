@@ -211,41 +211,34 @@ def _judge(
 def _held_out_too(
     contest: Sequence[_Judged], held_out: HeldOut, rounds: int, most: float
 ) -> list[_Judged]:
-    """The finalists, those that passed no longer passing where they lose on what is held out.
+    """The finalists, up to the first that passes on what is held out too.
 
-    The first is measured alone, for it rarely does; if it does, all others are together.
+    One after the other, for the first mostly does, and one that crashes takes no other with it.
     """
     judged = list(contest)
     passing = [place for place, (_, passed) in enumerate(contest) if passed]
-    for places in filter(None, (passing[:1], passing[1:])):
-        verdicts = _judge_held_out([contest[p][0] for p in places], held_out, rounds, most)
-        for place, verdict in zip(places, verdicts, strict=True):
-            judged[place] = verdict
-        if any(judged[place][1] for place in places):
+    for number, place in enumerate(passing):
+        judged[place] = _judge_held_out(contest[place][0], held_out, rounds, most)
+        if judged[place][1]:
             break
+        if number == 0:
+            held_out.prepare([contest[later][0].config for later in passing[1:]])
     return judged
 
 
-def _judge_held_out(
-    finalists: Sequence[Finalist], held_out: HeldOut, rounds: int, most: float
-) -> list[_Judged]:
+def _judge_held_out(finalist: Finalist, held_out: HeldOut, rounds: int, most: float) -> _Judged:
     default = DEFAULT_CONFIGS[held_out.task.kernel]
-    configs = [finalist.config for finalist in finalists]
-    first, *series, last = held_out.remeasure([default, *configs, default], rounds=rounds)
-    base = None  # where the default fails there is nothing to lose
-    if _failure([*first, *last]) is None:
-        base, _ = paired_default(_times(first), _times(last), held_out.workload)
-    judged = []
-    for finalist, results in zip(finalists, series, strict=True):
-        failure = _failure(results)
-        lost = None
-        if failure is not None:
-            lost = f"failed on batches that are held out ({failure.kind})"
-        elif base is not None:
-            lost = _regression(_times(results), base, held_out.workload, most, "held-out batch")
-        verdict = replace(finalist, failure=failure, held_out=base is not None)
-        judged.append((replace(verdict, verdict=lost), False) if lost else (verdict, True))
-    return judged
+    configs = [default, finalist.config, default]
+    first, own, last = held_out.remeasure(configs, rounds=rounds)
+    if (failure := _failure(own)) is not None:
+        verdict = f"failed on batches that are held out ({failure.kind})"
+        return replace(finalist, failure=failure, verdict=verdict), False
+    if (failure := _failure([*first, *last])) is not None:  # there is nothing to lose
+        more = f"; the default fails on batches that are held out ({failure.kind})"
+        return replace(finalist, verdict=finalist.verdict + more), True
+    base, _ = paired_default(_times(first), _times(last), held_out.workload)
+    lost = _regression(_times(own), base, held_out.workload, most, "held-out batch")
+    return replace(finalist, held_out=True, verdict=lost or finalist.verdict), lost is None
 
 
 def _regression(

@@ -112,10 +112,11 @@ def test_what_a_candidate_was_given_is_what_it_is_said_to_have_taken():
     stage = Stage(compilers=2)
     lane = stage.lane()
     stage.submit(lane, A, DEFAULT)
-    stage.compiled(Compiled(compile_s=9.0, compute_s=8.0), worker=1)
+    stage.compiled(Compiled(compile_s=0.2, compute_s=0.1), worker=1)
     stage.compiled(TIMED_OUT)
     (trial,) = lane.finished
-    assert trial.compile_s == stage.compilers[0].jobs[0].cpu_limit_s < 16.0
+    assert trial.compile_s == stage.compilers[0].jobs[0].cpu_limit_s
+    assert trial.compile_s > 2 * candidate.COMPILE_LIMIT_S  # those of two kernels, by now
 
 
 @pytest.mark.parametrize(
@@ -329,3 +330,35 @@ def test_jobs_are_the_workers_own_functions():
 def test_the_bench_workers_jobs_are_what_they_are_named_after(name):
     named, real = getattr(bench_jobs, name), getattr(measuring, name)
     assert inspect.signature(named) == inspect.signature(real)
+
+
+def test_one_that_was_over_a_limit_that_the_default_raises_is_compiled_again():
+    stage = Stage(compilers=2)
+    lane = stage.lane()
+    stage.submit(lane, DEFAULT, A)
+    stage.compiled(TIMED_OUT, worker=1)  # the default is still at it
+    stage.compiled(TIMED_OUT, worker=1)
+    assert not lane.finished
+    stage.compiled(Compiled(compile_s=9.0, compute_s=8.0), worker=0)
+    stage.compiled(TIMED_OUT, worker=1)
+    limits = [job.cpu_limit_s for worker in stage.compilers for job in worker.jobs[-1:]]
+    assert 8.0 * candidate.COMPILE_LIMIT_TO_DEFAULT in limits
+    assert not lane.finished
+    for number, worker in enumerate(stage.compilers):
+        if worker.busy:
+            stage.compiled(TIMED_OUT, worker=number)
+    (trial,) = lane.finished
+    assert trial.compile_s == 8.0 * candidate.COMPILE_LIMIT_TO_DEFAULT
+
+
+def test_a_search_that_goes_on_learns_how_long_the_default_takes():
+    stage = Stage()
+    lane = stage.lane()
+    evaluator = evaluator_of(stage, lane)
+    evaluator.submit(A)
+    evaluator.submit(B)
+    stage.compiled(Compiled(compile_s=9.0, compute_s=8.0))
+    (worker,) = stage.compilers
+    assert worker.configs == [DEFAULT, A]
+    assert worker.jobs[-1].cpu_limit_s == 8.0 * candidate.COMPILE_LIMIT_TO_DEFAULT
+    assert lane.in_flight == 2

@@ -135,6 +135,24 @@ def test_what_was_compiled_for_another_gpu_is_compiled_anew():
     assert set(outcomes(lane)) == {A, B, C}
 
 
+def test_so_is_what_was_prepared_for_a_contest():
+    stage = Opening()
+    lane = stage.lane()
+    stage.pipeline.prepare(lane, [A, B])
+    stage.compiled()
+    assert lane.compiled == {B}
+    other = Worker()
+    stage.pipeline.compile_anew([other])
+    assert lane.compiled == set()
+    assert not lane.prepared
+    stage.measured("a GPU")
+    for _ in range(2):
+        other.finish(FINE)
+        stage.pipeline.pump(0)
+    assert sorted(map(str, other.configs)) == sorted(map(str, [A, B]))
+    assert lane.prepared
+
+
 def test_a_gpu_that_was_refused_is_refused_ever_after():
     stage = Opening()
     stage.pipeline = Pipeline(stage.bench, stage.compilers, refusing)

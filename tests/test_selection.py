@@ -29,6 +29,7 @@ class Stopwatch:
         self.replayed = True
         self.capacity = 1
         self.asked: list[Sequence[Config]] = []
+        self.begun: list[Sequence[Config]] = []
         self._table = table
 
     def remeasure(self, configs, /, *, rounds):
@@ -41,6 +42,9 @@ class Stopwatch:
                 series = [series] * rounds
             answers.append([one if isinstance(one, Failure) else tuple(one) for one in series])
         return answers
+
+    def prepare(self, configs, /):
+        self.begun.append(list(configs))
 
     def submit(self, config, /):
         raise AssertionError("selection evaluates nothing new")
@@ -295,17 +299,17 @@ def test_where_the_default_fails_there_is_nothing_to_lose_and_nothing_to_boast_o
     held_out = Stopwatch({DEFAULT: [[CRASH] * 12] * 2, FASTER: [(1.0, 1.0)]}, workload=BETWEEN)
     chosen = select(watch, TRIALS[::2], held_out=held_out)
     assert (chosen.config, chosen.held_out) == (FASTER, ())
+    assert chosen.reason.endswith("; the default fails on batches that are held out (crash)")
 
 
-def test_if_the_first_loses_there_all_others_that_pass_are_measured_at_once():
-    watch = Stopwatch(
-        {DEFAULT: default_twice(), FASTER: [(80.0,)], FAST: [(90.0,)], SLOW: [(95.0,)]}
-    )
+def test_if_the_first_loses_there_the_others_are_made_ready_and_measured_one_by_one():
+    series = {FASTER: [(80.0,)], FAST: [(90.0,)], SLOW: [(95.0,)]}
+    watch = Stopwatch({DEFAULT: default_twice(), **series})
     trials = [*TRIALS, measured(SLOW, 0.95)]
-    lost, kept = (30.0, 30.0), (9.0, 9.0)
-    held_out = _held_out({FASTER: [lost], FAST: [lost], SLOW: [kept]})
+    held_out = _held_out({FASTER: [(30.0, 30.0)], FAST: [[CRASH] * 12], SLOW: [(9.0, 9.0)]})
     assert select(watch, trials, held_out=held_out).config == SLOW
-    assert held_out.asked == [[DEFAULT, FASTER, DEFAULT], [DEFAULT, FAST, SLOW, DEFAULT]]
+    assert held_out.asked == [[DEFAULT, config, DEFAULT] for config in (FASTER, FAST, SLOW)]
+    assert held_out.begun == [[FAST, SLOW]]
 
 
 def test_what_does_not_win_anyway_is_not_measured_there():

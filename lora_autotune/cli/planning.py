@@ -215,5 +215,7 @@ def _summary(plan: Sequence[Planned]) -> str:
         text += f"; {sum(bool(planned.tuned) for planned in plan)} tuned already"
     held_out = dict.fromkeys(str(instance) for planned in plan for instance in planned.held_out)
     if held_out:
-        text += f"\nwinners must not lose on {', '.join(held_out)} either, which are held out"
+        count = sum(bool(planned.held_out) for planned in plan)
+        of = "" if count == len(plan) else f" of {count} of the tasks"
+        text += f"\nwinners{of} must not lose on {', '.join(held_out)} either, which are held out"
     return text

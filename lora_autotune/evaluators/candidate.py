@@ -52,6 +52,19 @@ class Candidate:
         return self.config == DEFAULT_CONFIGS[self.lane.subject.task.kernel]
 
     @property
+    def deserves_more_time(self) -> bool:
+        """Whether it may be compiled once more, now that it was over its limit.
+
+        It may where its lane is patient, or where the default tells that this host is slow, or may
+        yet tell it.
+        """
+        if self.slow:
+            return False
+        default = self.lane.preparing.get(DEFAULT_CONFIGS[self.lane.subject.task.kernel])
+        is_awaited = default is not None and default.compiled is None
+        return self.lane.patient or is_awaited or self.given_s < self.compile_limit_s
+
+    @property
     def compile_limit_s(self) -> float:
         """Seconds of computing that compiling it may take."""
         if self.slow:

@@ -25,7 +25,7 @@ class Lane:
         finished: trials that nobody collected yet.
         in_flight: candidates that are not finished.
         trouble: why its candidates cannot be measured at all.
-        preparing: what is compiled, or was, without being timed on its own.
+        preparing: what is compiled, or was, for contests; and the default.
         default_compute_s: seconds of computing that compiling the default took, None: not known.
         standings: what the next candidate is compared with.
     """
@@ -42,7 +42,7 @@ class Lane:
 
     @property
     def prepared(self) -> bool:
-        """Whether all of that is done."""
+        """Whether all of that is compiled."""
         return all(candidate.compiled is not None for candidate in self.preparing.values())
 
     def learn(self, config: Config, outcome: Outcome) -> None:

@@ -61,6 +61,7 @@ class Pipeline:
         self._slow: deque[Candidate] = deque()
         self._compiling: dict[Worker, Candidate] = {}
         self._compiled: deque[Candidate] = deque()
+        self._untimed: list[Candidate] = []
         self._contests: deque[Contest] = deque()
         self._on_bench: Candidate | Contest | None = None
         self._starting = False
@@ -78,6 +79,7 @@ class Pipeline:
         candidate = Candidate(lane, config)
         if candidate.is_default:
             candidate.slow = True
+            lane.preparing[config] = candidate
             self._waiting.appendleft(candidate)
         else:
             self._waiting.append(candidate)
@@ -113,10 +115,13 @@ class Pipeline:
 
         What has failed to compile by then stays failed.
         """
-        for candidate in self._compiled:  # all that was compiled: nothing is measured so early
+        done = [*self._compiled, *self._untimed]  # nothing is measured so early
+        for candidate in done:
+            candidate.compiled = None
             candidate.lane.compiled.clear()
-        self._waiting.extendleft([*self._compiled, *self._compiling.values()])
+        self._waiting.extendleft([*done, *self._compiling.values()])
         self._compiled.clear()
+        self._untimed.clear()
         self._compiling.clear()
         self._compilers = compilers
 
@@ -281,8 +286,8 @@ class Pipeline:
             if deserves_another_try(candidate, result):
                 self._waiting.appendleft(candidate)
                 return
-            if result.timed_out and candidate.lane.patient and not candidate.slow:
-                candidate.slow = True
+            if result.timed_out and candidate.deserves_more_time:
+                candidate.slow = candidate.lane.patient
                 self._slow.append(candidate)
                 return
             result = Compiled(
@@ -296,6 +301,7 @@ class Pipeline:
                 known_s = candidate.lane.default_compute_s or 0.0
                 candidate.lane.default_compute_s = max(known_s, result.compute_s)
         if not candidate.timed:
+            self._untimed.append(candidate)
             return
         if result.failure is None:
             self._compiled.append(candidate)
