@@ -163,15 +163,16 @@ def _entry(chunk: str, values: Any) -> Provenance:
     where = f"chunk size {chunk}"
     if not isinstance(values, dict):
         raise ValueError(f"{where}: is not an object")
+    values = {**_EARLIER, **values}
     for name, is_right in _FORMS.items():
-        if name not in values and name not in _NEWER:
+        if name not in values:
             raise ValueError(f"{where}: {name} is missing")
-        if name in values and not is_right(values[name]):
+        if not is_right(values[name]):
             raise ValueError(f"{where}: {name} cannot be {values[name]!r:.60}")
     batches = len(values["workload"])
     if len(values["times_us"]) != batches or len(values["default_times_us"]) not in (0, batches):
         raise ValueError(f"{where}: has not one time for each batch of the workload")
-    known: dict[str, Any] = {name: values[name] for name in _FORMS if name in values}
+    known: dict[str, Any] = {name: values[name] for name in _FORMS}
     lists = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
     return Provenance(**{**known, **lists})
 
@@ -227,5 +228,5 @@ _FORMS: Mapping[str, Callable[[Any], bool]] = {
     "held_out": _each(_is_text),
 }
 
-_NEWER = ("held_out",)
-"""What entries of earlier versions lack."""
+_EARLIER: Mapping[str, Any] = {"held_out": []}
+"""What entries of earlier versions lack, and what that means."""

@@ -82,6 +82,11 @@ class Stage:
         self.compilers = [Worker(compiled) for _ in range(compilers)]
         self.pipeline = Pipeline(self.bench, self.compilers)
 
+    @property
+    def given(self) -> list:
+        """What was given to the compilers, one after the other."""
+        return [config for worker in self.compilers for config in worker.configs]
+
     def lane(self, task=TASK, *, patient=False) -> Lane:
         return Lane(Subject(task=task, workload=WORKLOAD, seed=0, prune=True), patient)
 

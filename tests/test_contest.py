@@ -31,7 +31,6 @@ class Memory:
         self.room = 100
         self.seeds: list[int] = []
         self.held: list[int] = []
-        self.rotations: set[int] = set()
         self._benches: WeakSet[Bench] = WeakSet()
 
     def make_bench(self, _task, _instance, *, seed, **_words) -> Bench:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lora_autotune.evaluators.compiling import Compiled
 from lora_autotune.evaluators.lane import Lane
 from lora_autotune.evaluators.worker import Died
-from lora_autotune.space import DEFAULT_CONFIGS, Config
+from lora_autotune.space import Config
 from lora_autotune.trial import Failure
 
 COMPILE_LIMIT_S = 1.5
@@ -49,7 +49,7 @@ class Candidate:
     @property
     def is_default(self) -> bool:
         """Whether it is what all others are compared with."""
-        return self.config == DEFAULT_CONFIGS[self.lane.subject.task.kernel]
+        return self.config == self.lane.default
 
     @property
     def deserves_more_time(self) -> bool:
@@ -60,9 +60,8 @@ class Candidate:
         """
         if self.slow:
             return False
-        default = self.lane.preparing.get(DEFAULT_CONFIGS[self.lane.subject.task.kernel])
-        is_awaited = default is not None and default.compiled is None
-        return self.lane.patient or is_awaited or self.given_s < self.compile_limit_s
+        lane = self.lane
+        return lane.patient or lane.awaits_default or self.given_s < self.compile_limit_s
 
     @property
     def compile_limit_s(self) -> float:

@@ -20,7 +20,7 @@ from lora_autotune.evaluators.torch_build import torch_build
 from lora_autotune.evaluators.worker import Died, Worker
 from lora_autotune.kernel_set import BUILTIN
 from lora_autotune.kernels.launcher import launcher
-from lora_autotune.space import DEFAULT_CONFIGS, Config
+from lora_autotune.space import Config
 from lora_autotune.task import Task, Workload, held_out_workload
 from lora_autotune.trial import Failure, Trial
 
@@ -203,7 +203,7 @@ class CudaEvaluator:
             if failure is None and not self._lane.patient:
                 failure = foretold_defeat(self.task, self.workload, config, gpu)
         if failure is None:
-            default = DEFAULT_CONFIGS[self.task.kernel]
+            default = self._lane.default
             if config != default:  # a record knows its time, but not how long it compiles here
                 self._pipeline.prepare(self._lane, [default])
             self._pipeline.submit(self._lane, config)

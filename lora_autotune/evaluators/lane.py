@@ -26,7 +26,6 @@ class Lane:
         in_flight: candidates that are not finished.
         trouble: why its candidates cannot be measured at all.
         preparing: what is compiled, or was, for contests; and the default.
-        default_compute_s: seconds of computing that compiling the default took, None: not known.
         standings: what the next candidate is compared with.
     """
 
@@ -35,7 +34,6 @@ class Lane:
     finished: deque[Trial] = field(default_factory=deque)
     in_flight: int = 0
     trouble: str | None = None
-    default_compute_s: float | None = None
     compiled: set[Config] = field(default_factory=set)
     preparing: dict[Config, Candidate] = field(default_factory=dict)
     standings: Standings = field(default_factory=Standings)
@@ -45,8 +43,27 @@ class Lane:
         """Whether all of that is compiled."""
         return all(candidate.compiled is not None for candidate in self.preparing.values())
 
+    @property
+    def default(self) -> Config:
+        """What all its candidates are compared with."""
+        return DEFAULT_CONFIGS[self.subject.task.kernel]
+
+    @property
+    def awaits_default(self) -> bool:
+        """Whether that is being compiled."""
+        candidate = self.preparing.get(self.default)
+        return candidate is not None and candidate.compiled is None
+
+    @property
+    def default_compute_s(self) -> float | None:
+        """Seconds of computing that compiling it took; None: not known."""
+        candidate = self.preparing.get(self.default)
+        compiled = None if candidate is None else candidate.compiled
+        return None if compiled is None or compiled.failure is not None else compiled.compute_s
+
     def learn(self, config: Config, outcome: Outcome) -> None:
         """Keep the standings up to date."""
         subject = self.subject
-        is_default = config == DEFAULT_CONFIGS[subject.task.kernel]
-        self.standings = self.standings.after(outcome, subject.workload, is_default=is_default)
+        self.standings = self.standings.after(
+            outcome, subject.workload, is_default=config == self.default
+        )

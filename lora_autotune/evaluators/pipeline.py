@@ -79,7 +79,7 @@ class Pipeline:
         candidate = Candidate(lane, config)
         if candidate.is_default:
             candidate.slow = True
-            lane.preparing[config] = candidate
+            lane.preparing.setdefault(config, candidate)  # once more, it comes out of the cache
             self._waiting.appendleft(candidate)
         else:
             self._waiting.append(candidate)
@@ -297,9 +297,6 @@ class Pipeline:
         candidate.compiled = result
         if result.failure is None:
             candidate.lane.compiled.add(candidate.config)
-            if candidate.is_default:  # a second time it comes out of the cache
-                known_s = candidate.lane.default_compute_s or 0.0
-                candidate.lane.default_compute_s = max(known_s, result.compute_s)
         if not candidate.timed:
             self._untimed.append(candidate)
             return
