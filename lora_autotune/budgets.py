@@ -61,10 +61,10 @@ def budgets(
 def default_trials(space: SearchSpace) -> int:
     """Configs that a search without a scout may evaluate when nobody says how many.
 
-    32 for the wide space of shrink and 48 for that of expand: where the regret of "gp", which tries
+    32 for the wide space of shrink and 40 for that of expand: where the regret of "gp", which tries
     the starting points first, has flattened on the shipped landscapes.
     """
-    return max(32, 16 + len(space) // 28)
+    return max(32, 16 + len(space) // 37)
 
 
 def everything(problem: Problem) -> int:

@@ -7,7 +7,7 @@ noise is; their mean is what the round's finalists are compared with, so drift c
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -101,8 +101,11 @@ def select(
     rounds: int = ROUNDS,
     max_regression: float = MAX_REGRESSION,
     held_out: HeldOut | None = None,
-) -> Selection:
+) -> Iterator[Selection | None]:
     """Measure the best trials and the default again, and choose.
+
+    Yields the selection; and before it None, whenever it is worth while to do something else until
+    ``held_out.prepared``.
 
     A finalist wins if, against the default's times of the same round, its median cost is below
     1 - noise and at most 1 - MIN_GAIN, and so many rounds say so that an exact one-sided sign test
@@ -122,16 +125,19 @@ def select(
     outcome = next(trial.outcome for trial in trials if trial.config == default)
     fine = [trial for trial in fine_trials(trials) if trial.config != default]
     if not isinstance(outcome, Measurement):
-        return _fastest(evaluator, [trial.config for trial in fine[:finalists]], rounds)
+        yield _fastest(evaluator, [trial.config for trial in fine[:finalists]], rounds)
+        return
     best = [trial.config for trial in fine[:finalists]]
     if not best:
-        return _default_stands(default, outcome.times_us, "nothing else could be measured")
+        yield _default_stands(default, outcome.times_us, "nothing else could be measured")
+        return
 
     first, *series, last = evaluator.remeasure([default, *best, default], rounds=rounds)
     failure = _failure([*first, *last])
     if failure is not None:
         reason = f"the default failed when it was measured again ({failure.kind})"
-        return _default_stands(default, outcome.times_us, reason)
+        yield _default_stands(default, outcome.times_us, reason)
+        return
     first_us, last_us = _times(first), _times(last)
     workload = evaluator.workload
     base, noise = paired_default(first_us, last_us, workload)
@@ -141,11 +147,11 @@ def select(
     ]
     contest.sort(key=lambda entry: math.inf if entry[0].cost is None else entry[0].cost)
     if held_out is not None:
-        contest = _held_out_too(contest, held_out, rounds, max_regression)
+        contest = yield from _held_out_too(contest, held_out, rounds, max_regression)
     entered = tuple(finalist for finalist, _ in contest)
     winner = next((finalist for finalist, passed in contest if passed), None)
     if winner is not None:
-        return Selection(
+        yield Selection(
             config=winner.config,
             tuned=True,
             times_us=_median_times(_times(series[best.index(winner.config)])),
@@ -156,9 +162,10 @@ def select(
             held_out=held_out.workload if held_out is not None and winner.held_out else (),
             finalists=entered,
         )
+        return
     where = " everywhere" if any(finalist.held_out for finalist in entered) else ""
     reason = f"no finalist beats it{where}: {entered[0].config} {entered[0].verdict}"
-    return _default_stands(default, _median_times(base), reason, noise=noise, finalists=entered)
+    yield _default_stands(default, _median_times(base), reason, noise=noise, finalists=entered)
 
 
 def paired_default(
@@ -210,19 +217,24 @@ def _judge(
 
 def _held_out_too(
     contest: Sequence[_Judged], held_out: HeldOut, rounds: int, most: float
-) -> list[_Judged]:
+) -> Generator[None, None, list[_Judged]]:
     """The finalists, up to the first that passes on what is held out too.
 
-    One after the other, for the first mostly does, and one that crashes takes no other with it.
+    The first mostly does, so it is prepared for alone, and the others together. They are measured
+    one after the other: one that crashes takes no other with it.
     """
+    default = DEFAULT_CONFIGS[held_out.task.kernel]
     judged = list(contest)
     passing = [place for place, (_, passed) in enumerate(contest) if passed]
-    for number, place in enumerate(passing):
-        judged[place] = _judge_held_out(contest[place][0], held_out, rounds, most)
-        if judged[place][1]:
+    for together in (passing[:1], passing[1:]):
+        if not together:
             break
-        if number == 0:
-            held_out.prepare([contest[later][0].config for later in passing[1:]])
+        held_out.prepare([default, *(contest[place][0].config for place in together)])
+        yield None
+        for place in together:
+            judged[place] = _judge_held_out(contest[place][0], held_out, rounds, most)
+            if judged[place][1]:
+                return judged
     return judged
 
 

@@ -19,6 +19,7 @@ from lora_autotune.selection import (
     FINALISTS,
     MIN_ROUNDS,
     ROUNDS,
+    Selection,
     fine_trials,
     select,
 )
@@ -35,6 +36,9 @@ from lora_autotune.trial import MAX_REGRESSION, Failure, Pruned
 
 AT_ONCE = 8
 """Tasks under way at a time: enough to keep a machine busy with few configs of each in flight."""
+
+LIKELY = 0.97
+"""What costs less than this in a search mostly wins: then it is prepared for what is held out."""
 
 PATIENCE_S = 60.0
 """Most seconds to wait for a trial before every evaluator is asked again."""
@@ -167,20 +171,15 @@ def tune_all(
         max_regression: for each task.
         on_progress: told of every task.
     """
-    _check_numbers(trials, timeout_s, finalists, rounds, max_regression)
-    if at_once < 1:
-        raise UsageError(f"{at_once} tasks at once", hint="1 or more")
-    if isinstance(strategy, str):
-        strategy_factory(strategy)  # an unknown name costs nothing yet
-    named = strategy if isinstance(strategy, str) else None
-    known = list(jobs)
-    if len(set(known)) < len(known):
-        raise UsageError("a job is there twice", hint="make one for each")
+    _check_numbers(at_once, trials, timeout_s, finalists, rounds, max_regression)
+    named = _known_name(strategy)
+    known = _all_different(jobs)
     allowed = budgets([job.problem for job in known], named, trials)
     plan = dict(zip(known, allowed, strict=True))
     waiting = sorted(known, key=lambda job: plan[job].scout is not None)
     searches: dict[Job, Search] = {}
     best: dict[Job, tuple[Config, ...]] = {}
+    choices: dict[Job, Iterator[Selection | None]] = {}
 
     def report(job: Job, phase: Literal["search", "finalists"]) -> None:
         if on_progress is not None:
@@ -220,13 +219,18 @@ def tune_all(
         fill()
         if not searches:
             return
-        done = _done(searches)
-        if done is None:
-            for job in _collect(searches):
-                report(job, "search")
+        job = _next_to_choose(searches, choices)
+        if job is None:
+            for heard in _collect(searches):
+                report(heard, "search")
             continue
-        report(done, "finalists")
-        yield _conclude(done, searches.pop(done), strategy, finalists, rounds)
+        if job not in choices:
+            report(job, "finalists")
+            choices[job] = _choose(job, searches[job], finalists, rounds)
+        selection = next(choices[job])
+        if selection is not None:
+            del choices[job]
+            yield _result(job, searches.pop(job), strategy, selection)
 
 
 def _search(
@@ -251,23 +255,27 @@ def _search(
     )
 
 
-def _done(searches: Mapping[Job, Search]) -> Job | None:
-    """A task whose search is over and whose likely winner can be measured at once.
+def _next_to_choose(
+    searches: Mapping[Job, Search], choices: Mapping[Job, Iterator[Selection | None]]
+) -> Job | None:
+    """A task whose search is over, and whose finalists or the next of them can be measured at once.
 
     Or any, where there is nothing else to wait for.
     """
     over = [job for job, search in searches.items() if search.over]
-    ready = (job for job in over if job.held_out is None or job.held_out.prepared)
+    ready = (
+        job for job in over if job not in choices or job.held_out is None or job.held_out.prepared
+    )
     return next(ready, over[0] if len(over) == len(searches) else None)
 
 
 def _wind_up(job: Job, search: Search) -> tuple[Config, ...]:
     """What did best in a search that is over.
 
-    The compilers begin with what the likely winner is measured with where it was not tuned.
+    Where one is likely to win, what it is measured with where it was not tuned is begun with.
     """
     best = best_configs(search.known.values(), HINTS)
-    likely = [config for config in best[:1] if (search.known[config].cost or 1.0) < 1.0]
+    likely = [config for config in best[:1] if (search.known[config].cost or 1.0) < LIKELY]
     if job.held_out is not None and likely:
         job.held_out.prepare([DEFAULT_CONFIGS[job.task.kernel], *likely])
     return best
@@ -313,19 +321,23 @@ def _progress(task: Task, search: Search, phase: Literal["search", "finalists"])
     )
 
 
-def _conclude(
-    job: Job, search: Search, strategy: str | Strategy, finalists: int, rounds: int
-) -> TuningResult:
-    """Measure the finalists again, and choose."""
-    evaluator, done = search.evaluator, list(search.known.values())
-    selection = select(
-        evaluator,
-        done,
+def _choose(job: Job, search: Search, finalists: int, rounds: int) -> Iterator[Selection | None]:
+    """Measure the finalists again, and choose; see :func:`lora_autotune.selection.select`."""
+    return select(
+        search.evaluator,
+        list(search.known.values()),
         finalists=finalists,
         rounds=rounds,
         max_regression=search.max_regression,
         held_out=job.held_out,
     )
+
+
+def _result(
+    job: Job, search: Search, strategy: str | Strategy, selection: Selection
+) -> TuningResult:
+    evaluator = search.evaluator
+    outcomes = [trial.outcome for trial in search.known.values()]
     return TuningResult(
         task=evaluator.task,
         workload=evaluator.workload,
@@ -335,20 +347,38 @@ def _conclude(
         strategy=strategy if isinstance(strategy, str) else type(strategy).__name__,
         space=job.problem.space,
         trials=search.spent,
-        failures=Counter(t.outcome.kind for t in done if isinstance(t.outcome, Failure)),
-        pruned=sum(isinstance(t.outcome, Pruned) for t in done),
+        failures=Counter(o.kind for o in outcomes if isinstance(o, Failure)),
+        pruned=sum(isinstance(outcome, Pruned) for outcome in outcomes),
         stopped=search.stopped or "",
         wall_s=time.monotonic() - search.started_s,
     )
 
 
+def _known_name(strategy: str | Strategy) -> str | None:
+    """The name that a strategy is given by, if so; an unknown one costs nothing yet."""
+    if not isinstance(strategy, str):
+        return None
+    strategy_factory(strategy)
+    return strategy
+
+
+def _all_different(jobs: Iterable[Job]) -> list[Job]:
+    known = list(jobs)
+    if len(set(known)) < len(known):
+        raise UsageError("a job is there twice", hint="make one for each")
+    return known
+
+
 def _check_numbers(
+    at_once: int,
     trials: int | None,
     timeout_s: float | None,
     finalists: int,
     rounds: int,
     max_regression: float,
 ) -> None:
+    if at_once < 1:
+        raise UsageError(f"{at_once} tasks at once", hint="1 or more")
     if trials is not None and trials < 0:
         raise UsageError(f"{trials} trials", hint="0 or more")
     if timeout_s is not None and not timeout_s >= 0:

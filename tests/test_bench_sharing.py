@@ -75,4 +75,4 @@ def test_it_prints_the_pairs_of_a_folder_and_what_the_tuner_spends(script, tmp_p
     printed = capsys.readouterr().out
     assert "expand (4096,1) chunk 16 -> (6144,1) chunk 16, 32:8+30720:1" in printed
     assert "mean over 2 pairs, close, 2 seeds" in printed
-    assert "28 tasks, 640 trials of 1088 (59%)" in printed
+    assert "28 tasks, 584 trials of 992 (59%)" in printed

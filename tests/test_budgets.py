@@ -65,14 +65,14 @@ def test_the_budget_grows_with_the_space() -> None:
         for name in ("reference", "wide")
         for kernel in ("shrink", "expand")
     ]
-    assert [default_trials(space) for space in spaces] == [32, 32, 32, 48]
+    assert [default_trials(space) for space in spaces] == [32, 32, 32, 40]
 
 
 def test_what_a_model_takes() -> None:
     found = budgets(MODEL, "auto")
-    assert Counter(one.trials for one in found) == {48: 4, 32: 4, 24: 4, 16: 8, 14: 4, 10: 4}
-    assert sum(one.trials for one in found) == 640
-    assert sum(one.trials for one in budgets(MODEL, "random")) == 1088
+    assert Counter(one.trials for one in found) == {40: 4, 32: 4, 20: 4, 16: 8, 12: 4, 10: 4}
+    assert sum(one.trials for one in found) == 584
+    assert sum(one.trials for one in budgets(MODEL, "random")) == 992
 
 
 def test_no_tasks_need_no_budget() -> None:

@@ -233,7 +233,7 @@ def test_more_compile_workers_take_less_time(
 
 
 @pytest.mark.parametrize(
-    ("words", "trials"), [([], 640), (["--trials", "40"], 1120), (["--strategy", "random"], 1088)]
+    ("words", "trials"), [([], 584), (["--trials", "40"], 1120), (["--strategy", "random"], 992)]
 )
 def test_a_plan_knows_who_starts_from_anothers_best(
     words: list[str], trials: int, capsys: pytest.CaptureFixture[str]

@@ -8,11 +8,13 @@ from weakref import WeakSet
 
 import pytest
 import torch
+from triton.runtime.errors import OutOfResources
 
 from lora_autotune.evaluators import measuring
 from lora_autotune.evaluators.subject import Subject
 from lora_autotune.evaluators.timing import GraphTimer
 from lora_autotune.task import PREFILL, Task
+from lora_autotune.trial import Failure
 from tests.gpus import H200
 from tests.timing_doubles import FAST, SLOW, TIMES_US, Bench
 
@@ -53,6 +55,8 @@ def memory(monkeypatch, made_up_gpu) -> Memory:
     monkeypatch.setattr(measuring, "make_bench", memory.make_bench)
     monkeypatch.setattr(measuring, "_gpu", H200, raising=False)
     monkeypatch.setattr(measuring, "_operands", {})
+    monkeypatch.setattr(measuring, "_right", set())
+    monkeypatch.setattr(measuring, "difference_from_reference", lambda *_, **__: None)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch, "Generator", lambda _device: torch.default_generator)
     return memory
@@ -158,3 +162,38 @@ def test_graphs_that_never_fit_end_the_process(memory, monkeypatch):
     monkeypatch.setattr(measuring, "_interleaved", out_of_memory)
     with pytest.raises(SystemExit, match="made up"):
         measuring.remeasure(SUBJECT, [SLOW, FAST], 12)
+
+
+def test_what_computes_the_wrong_thing_is_not_timed_and_the_others_are(memory, monkeypatch):
+    def difference(_task, config, _schedule, _generator, **_words):
+        return "off by one" if config == FAST else None
+
+    monkeypatch.setattr(measuring, "difference_from_reference", difference)
+    first, wrong, last = measuring.remeasure(SUBJECT, [SLOW, FAST, SLOW], 12)
+    assert wrong == [Failure(kind="wrong", message="off by one")] * 12
+    assert len(first) == len(last) == 12
+    assert not any(isinstance(times, Failure) for times in (*first, *last))
+
+
+def test_each_way_of_launching_is_checked_once(memory, monkeypatch):
+    checked: list[object] = []
+
+    def difference(_task, config, schedule, _generator, **_words):
+        checked.append((config, schedule))
+
+    monkeypatch.setattr(measuring, "difference_from_reference", difference)
+    for schedule in ("as ever", "another", "as ever"):
+        monkeypatch.setattr(Bench, "schedule", lambda _bench, _config, way=schedule: way)
+        measuring.remeasure(SUBJECT, [SLOW, FAST, SLOW], 12)
+    assert checked == [(config, way) for way in ("as ever", "another") for config in (SLOW, FAST)]
+
+
+def test_what_the_gpu_has_no_room_for_fails_and_the_others_are_timed(memory, monkeypatch):
+    def difference(_task, config, *_given, **_words):
+        if config == FAST:
+            raise OutOfResources(300_000, 232_448, "shared memory")
+
+    monkeypatch.setattr(measuring, "difference_from_reference", difference)
+    timed, failed = measuring.remeasure(SUBJECT, [SLOW, FAST], 12)
+    assert {failure.kind for failure in failed} == {"resources"}
+    assert len(timed) == 12

@@ -56,14 +56,14 @@ def endless_kernel():
 
 def crash_at(task: Task, config: Config):
     """Let a candidate access what it must not, until the worker is replaced."""
-    real = measuring._checked_resources
+    real = measuring._checked
 
     def checked(subject, its_config, prepared):
         if (subject.task, its_config) == (task, config):
             illegal_access()
         return real(subject, its_config, prepared)
 
-    measuring._checked_resources = checked
+    measuring._checked = checked
 
 
 def spoil_everything(output: torch.Tensor):
@@ -88,6 +88,7 @@ def compute_wrongly(spoil):
         return run
 
     correctness.task_launch = task_launch
+    measuring._right.clear()
 
 
 def compute_rightly():

@@ -134,7 +134,7 @@ def test_a_container_of_a_large_host_starts_few_compile_workers(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     monkeypatch.setattr(cores_module, "cgroup_cores", lambda *_: 4.0)
-    assert cores_module.compile_workers() == 3
+    assert cores_module.compile_workers() == 4
     monkeypatch.setattr(cores_module, "cgroup_cores", lambda *_: 0.5)
     assert cores_module.compile_workers() == 1
     monkeypatch.setattr(cores_module, "cgroup_cores", lambda *_: None)

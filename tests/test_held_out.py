@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +13,7 @@ from lora_autotune.errors import EvaluatorError
 from lora_autotune.provenance import find_provenance
 from lora_autotune.result import write_result
 from lora_autotune.task import DECODE, HELD_OUT, PREFILL, default_workload
+from lora_autotune.trial import Measurement
 from lora_autotune.tuner import Job, tune, tune_all
 from tests.tuner_doubles import BEST, DEFAULT, PLATFORM, SPACE, TASK, Bench, time_us
 
@@ -43,11 +45,11 @@ def run(held_out):
     return tune(TASK, evaluator=Bench(), held_out=held_out, space=SPACE, strategy="grid")
 
 
-def test_the_likely_winner_is_prepared_for_and_wins_where_it_loses_nothing():
+def test_the_winner_is_prepared_for_and_wins_where_it_loses_nothing():
     between = Between()
     result = run(between)
     assert (result.selection.config, result.selection.held_out) == (BEST, HELD_OUT)
-    assert between.begun == [[DEFAULT, BEST]]
+    assert set(map(tuple, between.begun)) == {(DEFAULT, BEST)}
 
 
 def test_a_loser_does_not_win():
@@ -61,6 +63,22 @@ def test_where_nothing_seems_better_than_the_default_nothing_is_prepared():
     slow = {config: Bench().outcome(DEFAULT) for config in SPACE}
     tune(TASK, evaluator=Bench(slow), held_out=between, space=SPACE, strategy="grid")
     assert between.begun == []
+
+
+def test_a_winner_that_is_just_ahead_is_prepared_for_once_it_has_won():
+    between, bench = Between(), Bench()
+    times = {config: 99.0 if config == BEST else 120.0 for config in SPACE}
+    bench._outcomes = {config: Measurement(times_us=(one,)) for config, one in times.items()}
+    began: list[int] = []
+    real = bench.remeasure
+
+    def remeasure(configs, /, *, rounds):
+        began.append(len(between.begun))
+        return real(configs, rounds=rounds)
+
+    bench.remeasure = remeasure
+    result = tune(TASK, evaluator=bench, held_out=between, space=SPACE, strategy="grid")
+    assert (result.selection.config, began, len(between.begun)) == (BEST, [0], 1)
 
 
 def test_what_measures_another_task_is_refused():
@@ -149,9 +167,53 @@ def test_a_machine_holds_them_out_for_the_default_workload_alone(workload, expec
     pytest.importorskip("torch")
     from lora_autotune.evaluators.cuda import CudaMachine
 
-    machine = CudaMachine.__new__(CudaMachine)
-    machine.evaluator = lambda task, workload, *, seed: (workload, seed)  # type: ignore[method-assign]
-    assert machine.held_out(TASK, workload, seed=7) == (expected and (expected, 7))
+    machine = SimpleNamespace(platform=PLATFORM, _pipeline=None)
+    found = CudaMachine.held_out(machine, TASK, workload, seed=7)
+    assert (found and (found.task, found.workload)) == (expected and (TASK, expected))
+
+
+def held_out_on(stage):
+    from lora_autotune.evaluators.cuda import CudaMachine
+
+    machine = SimpleNamespace(platform=PLATFORM, _pipeline=stage.pipeline)
+    return CudaMachine.held_out(machine, TASK, default_workload(64))
+
+
+def test_each_batch_is_compiled_by_itself_and_nothing_twice():
+    pytest.importorskip("torch")
+    from tests.pipeline_doubles import Stage, automatic
+
+    stage = Stage(compilers=3)
+    held_out = held_out_on(stage)
+    held_out.prepare([BEST])
+    jobs = [job for worker in stage.compilers for job in worker.jobs]
+    assert {(job.args[1], job.args[2]) for job in jobs} == {((one,), BEST) for one in HELD_OUT}
+    for place in range(3):
+        assert not held_out.prepared
+        stage.compiled(worker=place)
+    assert held_out.prepared
+
+    stage = automatic()
+    held_out = held_out_on(stage)
+    held_out.prepare([DEFAULT, BEST])
+    while not held_out.prepared:
+        stage.pipeline.pump(0)
+    assert len(stage.given) == 6
+    rounds = held_out.remeasure([DEFAULT, BEST, DEFAULT], rounds=2)
+    assert [len(results) for results in rounds] == [2, 2, 2]
+    assert len(stage.given) == 6
+
+
+def test_what_cannot_be_compiled_for_one_of_them_fails():
+    pytest.importorskip("torch")
+    from lora_autotune.evaluators.compiling import Compiled
+    from tests.pipeline_doubles import REFUSED, automatic
+
+    stage = automatic(compiled={BEST: Compiled(compile_s=1.0, failure=REFUSED)})
+    held_out = held_out_on(stage)
+    first, failed, last = held_out.remeasure([DEFAULT, BEST, DEFAULT], rounds=2)
+    assert failed == [REFUSED] * 2
+    assert all(isinstance(times, tuple) for times in (*first, *last))
 
 
 def test_they_lie_between_those_of_the_default_workload():

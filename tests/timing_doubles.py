@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from lora_autotune.evaluators.timing import GraphTimer
@@ -15,6 +17,10 @@ FAST = Config(BLOCK_N=64, BLOCK_K=64)
 TIMES_US = {SLOW: 240.0, FAST: 40.0}
 
 
+KERNEL = SimpleNamespace(n_regs=32, n_spills=0, metadata=SimpleNamespace(shared=1024))
+"""What a launch loads."""
+
+
 class Bench:
     """One set of operands; a launch of a config is how long it takes."""
 
@@ -24,10 +30,13 @@ class Bench:
 
     def launches(self, config: Config) -> list:
         class Launch(float):
-            def __call__(self) -> None:
-                pass
+            def __call__(self):
+                return KERNEL
 
         return [Launch(TIMES_US[config])] * self.sets
+
+    def schedule(self, _config: Config) -> str:
+        return "as ever"
 
 
 def make_up_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,8 +78,13 @@ class _NoTorch(MetaPathFinder):
 _gpu: Gpu
 
 
+NICENESS = 5
+"""The process that measures, and the tuner that feeds it, come first where cores are short."""
+
+
 def set_up(gpu: Gpu, cache_dir: str) -> None:
     """Make this process compile for a GPU, into a Triton cache."""
+    os.nice(NICENESS)
     global _gpu  # noqa: PLW0603 - a worker process has one state, set once
     _gpu = gpu
     os.environ["TRITON_CACHE_DIR"] = cache_dir

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
 
 from lora_autotune.errors import EvaluatorError
@@ -153,13 +154,18 @@ class CudaMachine:
         )
         return CudaEvaluator(self, Lane(subject, patient), self._pipeline)
 
-    def held_out(self, task: Task, workload: Workload, *, seed: int = 0) -> CudaEvaluator | None:
+    def held_out(self, task: Task, workload: Workload, *, seed: int = 0) -> CudaHeldOut | None:
         """What measures a task's winner on batches that it was not tuned on; None: there are none.
 
         See :func:`lora_autotune.task.held_out_workload`.
         """
         held_out = held_out_workload(workload, task.chunk_size)
-        return self.evaluator(task, held_out, seed=seed) if held_out else None
+        if not held_out:
+            return None
+        subject = Subject(
+            task=task, workload=held_out, seed=seed, prune=True, kernels=self.platform.kernels
+        )
+        return CudaHeldOut(subject, self._pipeline)
 
 
 def _answers(probe: Worker) -> tuple[Gpu | None, str | None]:
@@ -234,15 +240,41 @@ class CudaEvaluator:
         """Time configs against each other, interleaved."""
         return self._pipeline.remeasure(self._lane, configs, rounds)
 
-    @property
-    def prepared(self) -> bool:
-        """See :class:`lora_autotune.evaluator.HeldOut`."""
-        return self._lane.prepared
-
-    def prepare(self, configs: Sequence[Config], /) -> None:
-        """Begin to compile what measuring configs again needs; returns at once."""
-        self._pipeline.prepare(self._lane, configs)
-
     def close(self) -> None:
         """Abandon what was submitted; the machine stays."""
         self._pipeline.abandon(self._lane)
+
+
+class CudaHeldOut:
+    """Measures winners on other batches; see :class:`lora_autotune.evaluator.HeldOut`.
+
+    What a config needs for each of the batches is compiled by itself, so that they compile side by
+    side: somebody waits for them.
+    """
+
+    def __init__(self, subject: Subject, pipeline: Pipeline) -> None:
+        self.task = subject.task
+        self.workload = subject.workload
+        self._pipeline = pipeline
+        self._lane = Lane(subject, patient=False)
+        self._parts = [
+            Lane(replace(subject, workload=(instance,)), patient=False)
+            for instance in subject.workload
+        ]
+
+    @property
+    def prepared(self) -> bool:
+        """Whether all that was begun is compiled."""
+        return all(part.prepared for part in self._parts)
+
+    def prepare(self, configs: Sequence[Config], /) -> None:
+        """Begin to compile what measuring configs needs; returns at once."""
+        for part in self._parts:
+            self._pipeline.prepare(part, configs)
+
+    def remeasure(
+        self, configs: Sequence[Config], /, *, rounds: int
+    ) -> list[list[tuple[float, ...] | Failure]]:
+        """Time configs against each other, interleaved."""
+        self._lane.compiled |= set.intersection(*(part.compiled for part in self._parts))
+        return self._pipeline.remeasure(self._lane, configs, rounds)

@@ -21,8 +21,10 @@ from lora_autotune.evaluators.timing import (
     make_bench,
     median_time_us,
 )
+from lora_autotune.kernels.schedule import Schedule
 from lora_autotune.pruning import GIVE_UP, Standings, pruned, telling_order
 from lora_autotune.space import DEFAULT_CONFIGS, Config
+from lora_autotune.task import Task
 from lora_autotune.trial import (
     Failure,
     Measurement,
@@ -52,6 +54,8 @@ class _Prepared:
 
 
 _operands: dict[Subject, _Prepared] = {}
+_right: set[tuple[Task, Config, Schedule, str]] = set()
+"""Configs, in the ways that they are launched, that were seen to compute the right thing."""
 _gpu: Gpu
 
 
@@ -155,8 +159,6 @@ def measure(subject: Subject, config: Config, standings: Standings) -> Reply | s
         return measure(subject, config, standings)
     except TooLargeError as error:
         return f"the workload does not fit the GPU's memory: {error}"
-    except OutOfResources as error:
-        return Reply(outcome=Failure(kind="resources", message=str(error)[:300]))
     except RuntimeError as error:
         if "CUDA" not in str(error) and "Triton Error" not in str(error):
             raise
@@ -166,9 +168,9 @@ def measure(subject: Subject, config: Config, standings: Standings) -> Reply | s
 
 def _measured(subject: Subject, config: Config, standings: Standings) -> Reply:
     prepared = _prepare(subject)
-    resources = _checked_resources(subject, config, prepared)
-    if isinstance(resources, Reply):
-        return resources
+    resources = _checked(subject, config, prepared)
+    if isinstance(resources, Failure):
+        return Reply(outcome=resources)
     default = DEFAULT_CONFIGS[subject.task.kernel]
     hopeless = resources.spill_words > MAX_SPILL_WORDS and config != default
     if subject.prune and hopeless:
@@ -196,15 +198,22 @@ def _timed(
     return Measurement(times_us=tuple(times_us[i] for i in range(len(workload))), coarse=coarse)
 
 
-def _checked_resources(subject: Subject, config: Config, prepared: _Prepared) -> Resources | Reply:
-    """The candidate's resources, or its failure if it computes the wrong thing."""
-    found = [compiled_resources(bench.launches(config)[0]()) for bench in prepared.benches]
-    for schedule in {bench.schedule(config) for bench in prepared.benches}:
-        wrong = difference_from_reference(
-            subject.task, config, schedule, prepared.generator, kernels=subject.kernels
-        )
-        if wrong is not None:
-            return Reply(outcome=Failure(kind="wrong", message=wrong))
+def _checked(subject: Subject, config: Config, prepared: _Prepared) -> Resources | Failure:
+    """A config's resources; or why it does not run, or computes the wrong thing."""
+    try:
+        found = [compiled_resources(bench.launches(config)[0]()) for bench in prepared.benches]
+        for schedule in {bench.schedule(config) for bench in prepared.benches}:
+            way = subject.task, config, schedule, subject.kernels
+            if way in _right:
+                continue
+            wrong = difference_from_reference(
+                subject.task, config, schedule, prepared.generator, kernels=subject.kernels
+            )
+            if wrong is not None:
+                return Failure(kind="wrong", message=wrong)
+            _right.add(way)
+    except OutOfResources as error:
+        return Failure(kind="resources", message=str(error)[:300])
     registers, spill_words, smem_bytes = (max(column) for column in zip(*found, strict=True))
     return Resources(registers=registers, spill_words=spill_words, smem_bytes=smem_bytes)
 
@@ -251,40 +260,43 @@ def _in_places(
     subject: Subject, configs: Sequence[Config], rounds: int, places: int
 ) -> list[list[tuple[float, ...] | Failure]]:
     """Interleaved, a share of the rounds on each of so many sets of operands."""
+    prepared = _prepare(subject)
     results: list[list[tuple[float, ...] | Failure]] = [[] for _ in configs]
-    held: list[Sequence[Bench]] = []  # what were let go of would be where the next ones lie
+    for config, result in zip(configs, results, strict=True):
+        checked = _checked(subject, config, prepared)
+        if isinstance(checked, Failure):
+            result.extend([checked] * rounds)
+    running = [turn for turn, result in enumerate(results) if not result]
+    held = [prepared.benches]  # what were let go of would be where the next ones lie
     for place in range(min(places, rounds)):
-        held.append(_make_benches(subject, place) if place else _prepare(subject).benches)
+        if place:
+            held.append(_make_benches(subject, place))
         for bench, first in zip(held[-1], held[0], strict=True):
             bench.rotations = first.rotations
         share = (rounds + places - 1 - place) // places
-        for times, more in zip(results, _interleaved(held[-1], configs, share), strict=True):
-            times.extend(more)
+        times = _interleaved(held[-1], [configs[turn] for turn in running], share)
+        for turn, more in zip(running, times, strict=True):
+            results[turn].extend(more)
     return results
 
 
 def _interleaved(
     benches: Sequence[Bench], configs: Sequence[Config], rounds: int
-) -> list[list[tuple[float, ...] | Failure]]:
-    timers: dict[Config, list[GraphTimer] | Failure] = {}
-    for config in dict.fromkeys(configs):
-        try:
-            for bench in benches:
-                bench.launches(config)[0]()  # loads it; a graph cannot
-            timers[config] = [GraphTimer(bench, config) for bench in benches]
-        except OutOfResources as error:
-            timers[config] = Failure(kind="resources", message=str(error)[:300])
+) -> list[list[tuple[float, ...]]]:
+    """The times of configs that are loaded: a graph cannot do that."""
+    timers = {
+        config: [GraphTimer(bench, config) for bench in benches]
+        for config in dict.fromkeys(configs)
+    }
     for config, graphs in timers.items():  # a fast one may have made the graphs of others too short
-        if not isinstance(graphs, Failure):
-            timers[config] = [
-                timer if timer.rotations == bench.rotations else GraphTimer(bench, config)
-                for timer, bench in zip(graphs, benches, strict=True)
-            ]
-    results: list[list[tuple[float, ...] | Failure]] = [[] for _ in configs]
+        timers[config] = [
+            timer if timer.rotations == bench.rotations else GraphTimer(bench, config)
+            for timer, bench in zip(graphs, benches, strict=True)
+        ]
+    results: list[list[tuple[float, ...]]] = [[] for _ in configs]
     for _ in range(rounds):
         for config, result in zip(configs, results, strict=True):
-            graphs = timers[config]
-            result.append(graphs if isinstance(graphs, Failure) else _in_turn(graphs))
+            result.append(_in_turn(timers[config]))
     return results
 
 
