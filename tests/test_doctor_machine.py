@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import py_compile
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,6 +90,40 @@ def test_a_folder_that_is_full_or_noexec_is_a_problem(
         of_server, of_tuning = problems(section)
         assert said in of_server.fact
         assert (of_server.stops, of_tuning.stops) == ((), ("tune",))
+
+
+@pytest.mark.parametrize(
+    ("compiled", "unwritten", "lacking"),
+    [(False, True, ["torch", "triton"]), (True, True, []), (False, False, [])],
+)
+def test_packages_that_every_start_compiles_anew_are_a_note(
+    compiled: bool,
+    unwritten: bool,
+    lacking: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("torch", "triton"):
+        source = tmp_path / name / "__init__.py"
+        source.parent.mkdir()
+        source.touch()
+        if compiled:
+            py_compile.compile(str(source))
+    spec_of = importlib.util.spec_from_file_location
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: spec_of(name, tmp_path / name / "__init__.py")
+    )
+    monkeypatch.setattr(sys, "dont_write_bytecode", unwritten)
+
+    section = software.examine_packages()
+
+    assert section.facts["without_bytecode"] == lacking
+    notes = [one for one in section.findings if "bytecode" in one.fact]
+    assert len(notes) == bool(lacking)
+    for note in notes:
+        assert note.status == "note"
+        assert note.fact.startswith("torch and triton have no compiled bytecode")
+        assert str(note.remedy).endswith(f"{tmp_path}/torch {tmp_path}/triton")
 
 
 def test_a_ptxas_that_is_not_there_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

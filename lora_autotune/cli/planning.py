@@ -25,9 +25,9 @@ from lora_autotune.result import task_config_path
 from lora_autotune.space import SearchSpace, named_space
 from lora_autotune.task import Task, Workload, held_out_workload
 
-WORKER_SECONDS = 65 * 14 / 640
-"""Seconds of one compile worker that a trial takes, finalists included: 28 tasks of 640 trials took
-65 s on an H200's host of 16 cores, with 14 of them. Compiling is most of it."""
+WORKER_SECONDS = 57 * 16 / 584
+"""Seconds of one compile worker that a trial takes, finalists included: 28 tasks of 584 trials took
+48 to 60 s on an H100's host of 16 cores. Compiling is most of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,7 @@ _STOPS: dict[str, tuple[Ability, ...]] = {
 }
 _EXTRA = {"torch": "tune,cuda", "triton": "tune,cuda", "optuna": "tune", "rich": "tune"}
 _EXACT = re.compile(r"((?:pytorch-)?triton)\s*\(?\s*==\s*([^\s;),]+)")
+_LARGE = ("torch", "triton")
 _BLACKWELL = 10.0
 _TOOL_TIMEOUT_S = 20.0
 
@@ -49,8 +50,9 @@ def examine_packages() -> Section:
     if good:
         book.ok(", ".join(good))
     pair = _judge_pair(book, versions)
+    sources = _judge_bytecode(book)
     facts = {"python": platform.python_version(), "executable": sys.executable, **versions}
-    return book.section({**facts, "torch_asks_for": pair})
+    return book.section({**facts, "torch_asks_for": pair, "without_bytecode": sources})
 
 
 def installed_version(name: str) -> str | None:
@@ -82,6 +84,34 @@ def _judge_pair(book: Notebook, versions: dict[str, str | None]) -> str | None:
             f"pip install '{name}=={wanted}', unless the server runs this very pair",
         )
     return f"{name}=={wanted}"
+
+
+def _judge_bytecode(book: Notebook) -> list[str]:
+    """The large packages that every process compiles from their sources, for want of bytecode.
+
+    An installer that leaves it to the first import, and an image in which no import may write it.
+    """
+    lacking = {}
+    for name in _LARGE:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None or not spec.has_location:
+            continue
+        bytecode = Path(importlib.util.cache_from_source(spec.origin))
+        if not bytecode.exists() and not _may_write(bytecode):
+            lacking[name] = str(Path(spec.origin).parent)
+    if lacking:
+        book.note(
+            f"{' and '.join(lacking)} have no compiled bytecode, and none is written here: every"
+            " start takes seconds longer",
+            f"{sys.executable} -m compileall -q {' '.join(lacking.values())}",
+        )
+    return list(lacking)
+
+
+def _may_write(bytecode: Path) -> bool:
+    """Whether the next import leaves it there."""
+    folder = next(parent for parent in bytecode.parents if parent.exists())
+    return not sys.dont_write_bytecode and os.access(folder, os.W_OK)
 
 
 def _numbers(version: str) -> tuple[int, ...]:
