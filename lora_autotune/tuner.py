@@ -204,8 +204,10 @@ def tune_all(
         for job, search in searches.items():
             if not search.over:
                 search.ask(share)
-            if search.over and job not in best:
-                best[job] = _wind_up(job, search)
+            if search.stopped is not None and job not in best:
+                leaders = _leaders(job, search)
+                if search.over:
+                    best[job] = leaders
 
     def fill() -> None:
         ask()  # some are over only now, and have hints for those that begin
@@ -269,10 +271,11 @@ def _next_to_choose(
     return next(ready, over[0] if len(over) == len(searches) else None)
 
 
-def _wind_up(job: Job, search: Search) -> tuple[Config, ...]:
-    """What did best in a search that is over.
+def _leaders(job: Job, search: Search) -> tuple[Config, ...]:
+    """What does best in a search that asks for nothing more.
 
-    Where one is likely to win, what it is measured with where it was not tuned is begun with.
+    Where one is likely to win, what it is measured with where it was not tuned is begun with: the
+    compilers have little left to do for this search.
     """
     best = best_configs(search.known.values(), HINTS)
     likely = [config for config in best[:1] if (search.known[config].cost or 1.0) < LIKELY]

@@ -65,6 +65,21 @@ def test_where_nothing_seems_better_than_the_default_nothing_is_prepared():
     assert between.begun == []
 
 
+def test_what_leads_is_prepared_for_while_the_last_candidates_are_under_way():
+    bench, under_way = Bench(capacity=4), []
+
+    class Watched(Between):
+        def prepare(self, configs, /) -> None:
+            super().prepare(configs)
+            under_way.append(len(bench._in_flight))
+
+    between = Watched()
+    result = tune(TASK, evaluator=bench, held_out=between, space=SPACE, strategy="grid")
+    assert result.selection.config == BEST
+    assert under_way[0] >= 3
+    assert between.begun[-1] == [DEFAULT, BEST]
+
+
 def test_a_winner_that_is_just_ahead_is_prepared_for_once_it_has_won():
     between, bench = Between(), Bench()
     times = {config: 99.0 if config == BEST else 120.0 for config in SPACE}
