@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
@@ -185,18 +185,13 @@ def tune_all(
         if on_progress is not None:
             on_progress(_progress(job.task, searches[job], phase))
 
-    def may_begin(job: Job) -> bool:
-        scout = plan[job].scout
-        return scout is None or known[scout] in best
-
     def begin(job: Job) -> None:
         waiting.remove(job)
         budget = plan[job]
         found = () if budget.scout is None else best[known[budget.scout]]
         if not found:  # it must find everything itself
             (budget,) = budgets([job.problem], named, trials)
-        first = (*found, *starting_points(job.task, job.problem.space))
-        searches[job] = _search(job, strategy, budget, timeout_s, seed, first, max_regression)
+        searches[job] = _search(job, strategy, budget, timeout_s, seed, found, max_regression)
         report(job, "search")
 
     def ask() -> None:
@@ -213,7 +208,8 @@ def tune_all(
         ask()  # some are over only now, and have hints for those that begin
         running = sum(not search.over for search in searches.values())
         room = max(0, min(at_once - running, 2 * at_once - len(searches)))
-        for job in list(islice(filter(may_begin, waiting), room)):
+        ready = (job for job in waiting if _may_begin(plan[job], known, best))
+        for job in list(islice(ready, room)):
             begin(job)
         ask()  # the compilers have something to do while finalists are measured
 
@@ -235,6 +231,11 @@ def tune_all(
             yield _result(job, searches.pop(job), strategy, selection)
 
 
+def _may_begin(budget: Budget, jobs: Sequence[Job], best: Container[Job]) -> bool:
+    """Whether there is no scout to wait for, or its search is over."""
+    return budget.scout is None or jobs[budget.scout] in best
+
+
 def _search(
     job: Job,
     strategy: str | Strategy,
@@ -245,8 +246,10 @@ def _search(
     max_regression: float,
 ) -> Search:
     if isinstance(strategy, str):
-        options = StrategyOptions(first=(DEFAULT_CONFIGS[job.task.kernel], *hints))
-        strategy = make_strategy(strategy, job.problem.space, seed=seed, options=options)
+        space = job.problem.space
+        first = (DEFAULT_CONFIGS[job.task.kernel], *hints, *starting_points(job.task, space))
+        options = StrategyOptions(first=first)
+        strategy = make_strategy(strategy, space, seed=seed, options=options)
     return Search(
         job.evaluator,
         strategy,
