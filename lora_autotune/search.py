@@ -20,6 +20,11 @@ from lora_autotune.trial import (
     tuning_cost,
 )
 
+SHARE_IN_FLIGHT, FEW_IN_FLIGHT = 0.5, 8
+"""Of its budget, what a search has in flight at most, and what it may have anyway. A strategy that
+is asked for more than it hears of learns nothing: with 34 of 40 configs in flight, "gp" missed the
+best of a landscape by up to 1.5% in the mean, with 20 by 0.0."""
+
 MAX_FRUITLESS_ASKS = 50
 """Times that a strategy may answer with known configs only before it is taken to be stuck."""
 
@@ -82,13 +87,19 @@ class Search:
         return bool(self._in_flight)
 
     @property
+    def in_flight(self) -> int:
+        """Configs that were asked for and are not finished."""
+        return len(self._in_flight)
+
+    @property
     def over(self) -> bool:
         """Nothing is in flight, and nothing more is asked for."""
         return self.stopped is not None and not self.busy
 
     def ask(self, most_in_flight: int) -> None:
         """Fill the evaluator up with what the strategy asks for."""
-        self.stopped = self._ask(min(most_in_flight, self.evaluator.capacity))
+        share = max(FEW_IN_FLIGHT, int(SHARE_IN_FLIGHT * self.budget))
+        self.stopped = self._ask(min(most_in_flight, self.evaluator.capacity, share))
         if self.stopped is None and not self.busy:
             self.stopped = "the strategy has nothing more to ask"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from lora_autotune.errors import UsageError
@@ -125,38 +125,44 @@ SMALL_BATCH = Instance(tokens=128, adapters=8)
 """A batch in the range (64 to 255 tokens) that a server runs at chunk size 32."""
 
 
-def default_workload(chunk_size: int) -> Workload:
+BETWEEN: Workload = (
+    Instance(tokens=512),
+    Instance(tokens=2048),
+    Instance(tokens=8192, adapters=8, spread="zipf"),
+)
+"""Batches between few rows and a full prefill: every chunk size sees them on a server that has it
+as its largest."""
+
+
+def default_workload(chunk_size: int, *, between: bool = False) -> Workload:
     """The batches that reach a chunk size on the servers that use it, equally weighted.
 
     A server picks its chunk size from the batch's tokens (under 64: 16; under 256: 32; else 128)
     and clamps it to ``max_lora_chunk_size``. So chunk size 16 runs everything from one decode token
     to a full prefill on a default server, 32 runs the small batches where it is allowed and the
     large ones where it is the clamp, and 64 and 128 only ever see large ones.
+
+    Args:
+        chunk_size: the task's.
+        between: with those of BETWEEN, which share the weight of the full prefill with it: for
+            kernels that are the same for all batches, so that more of them cost no compile.
     """
-    if chunk_size <= 16:
-        return (DECODE, PREFILL)
-    if chunk_size <= 32:
-        return (SMALL_BATCH, PREFILL)
-    return (PREFILL,)
-
-
-HELD_OUT: Workload = (
-    Instance(tokens=512),
-    Instance(tokens=2048),
-    Instance(tokens=8192, adapters=8, spread="zipf"),
-)
-"""Batches between those of the default workload: every chunk size sees them on a server that has it
-as its largest. Kernels take other tiles there: of two configs that differ by 1.2% on the default
-workload one took 1.48 times as long (H100, shrink K=2048). To search on them too would take too
-long; but a winner must not lose on them."""
+    small = {16: (DECODE,), 32: (SMALL_BATCH,)}.get(max(16, chunk_size), ())
+    if not between:
+        return (*small, PREFILL)
+    large = (*BETWEEN, PREFILL)
+    return (*small, *(replace(instance, weight=1 / len(large)) for instance in large))
 
 
 def held_out_workload(workload: Workload, chunk_size: int) -> Workload:
     """The batches that a winner is measured on besides those that it is tuned on.
 
-    There are none where these are not the default ones: others say themselves what is served.
+    There are none where these are not the default ones: others say themselves what is served. On
+    the default ones a search knows nothing of batches between few rows and many, where our kernels
+    take other tiles: of two configs that differ by 1.2% on these one took 1.48 times as long there
+    (H100, shrink K=2048). To search on them too would take too long; but a winner must not lose.
     """
-    return HELD_OUT if workload == default_workload(chunk_size) else ()
+    return BETWEEN if workload == default_workload(chunk_size) else ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

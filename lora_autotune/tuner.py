@@ -40,6 +40,9 @@ AT_ONCE = 8
 LIKELY = 0.97
 """What costs less than this in a search mostly wins: then it is prepared for what is held out."""
 
+LAST = 4
+"""So many candidates in flight are the last of a search: what leads then mostly stays ahead."""
+
 PATIENCE_S = 60.0
 """Most seconds to wait for a trial before every evaluator is asked again."""
 
@@ -199,7 +202,7 @@ def tune_all(
         for job, search in searches.items():
             if not search.over:
                 search.ask(share)
-            if search.stopped is not None and job not in best:
+            if search.stopped is not None and search.in_flight <= LAST and job not in best:
                 leaders = _leaders(job, search)
                 if search.over:
                     best[job] = leaders
@@ -275,10 +278,9 @@ def _next_to_choose(
 
 
 def _leaders(job: Job, search: Search) -> tuple[Config, ...]:
-    """What does best in a search that asks for nothing more.
+    """What does best in a search that is over, or nearly so.
 
-    Where one is likely to win, what it is measured with where it was not tuned is begun with: the
-    compilers have little left to do for this search.
+    Where one is likely to win, what it is measured with where it was not tuned is begun with.
     """
     best = best_configs(search.known.values(), HINTS)
     likely = [config for config in best[:1] if (search.known[config].cost or 1.0) < LIKELY]

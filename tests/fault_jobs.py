@@ -35,7 +35,7 @@ from lora_autotune.kernels.schedule import Schedule
 from lora_autotune.landscape import read_landscape
 from lora_autotune.pruning import Standings
 from lora_autotune.space import Config
-from lora_autotune.task import HELD_OUT, Task, Workload
+from lora_autotune.task import BETWEEN, Task, Workload
 from lora_autotune.trial import Failure, Measurement, Resources
 from tests.gpus import H200
 
@@ -132,9 +132,9 @@ def remeasure(
             return measuring.remeasure(subject, configs, rounds)
     _misbehave(fault, plan)
     time.sleep(4 * JOB_S)
-    if subject.workload == HELD_OUT:  # which nothing was recorded of
+    if subject.workload == BETWEEN:  # which nothing was recorded of
         lost = [(subject.task, config) in plan.losing for config in configs]
-        return [[(1.0 + loses,) * len(HELD_OUT)] * rounds for loses in lost]
+        return [[(1.0 + loses,) * len(BETWEEN)] * rounds for loses in lost]
     recorded = _recorded(plan.files[subject.task])
     return [[recorded[config].outcome.times_us] * rounds for config in configs]
 

@@ -12,9 +12,9 @@ from lora_autotune import cli
 from lora_autotune.errors import EvaluatorError
 from lora_autotune.provenance import find_provenance
 from lora_autotune.result import write_result
-from lora_autotune.task import DECODE, HELD_OUT, PREFILL, default_workload
+from lora_autotune.task import BETWEEN, DECODE, PREFILL, default_workload
 from lora_autotune.trial import Measurement
-from lora_autotune.tuner import Job, tune, tune_all
+from lora_autotune.tuner import LAST, Job, tune, tune_all
 from tests.tuner_doubles import BEST, DEFAULT, PLATFORM, SPACE, TASK, Bench, time_us
 
 
@@ -23,7 +23,7 @@ class Between:
 
     def __init__(self, task=TASK, *, losers=(), looks=0) -> None:
         self.task = task
-        self.workload = HELD_OUT
+        self.workload = BETWEEN
         self.losers = losers
         self.looks = looks
         self.begun: list = []
@@ -38,7 +38,7 @@ class Between:
 
     def remeasure(self, configs, /, *, rounds):
         times = [time_us(config) * (3 if config in self.losers else 1) for config in configs]
-        return [[(one,) * len(HELD_OUT)] * rounds for one in times]
+        return [[(one,) * len(BETWEEN)] * rounds for one in times]
 
 
 def run(held_out):
@@ -48,14 +48,14 @@ def run(held_out):
 def test_the_winner_is_prepared_for_and_wins_where_it_loses_nothing():
     between = Between()
     result = run(between)
-    assert (result.selection.config, result.selection.held_out) == (BEST, HELD_OUT)
+    assert (result.selection.config, result.selection.held_out) == (BEST, BETWEEN)
     assert set(map(tuple, between.begun)) == {(DEFAULT, BEST)}
 
 
 def test_a_loser_does_not_win():
     result = run(Between(losers=[BEST]))
     assert result.selection.config not in (BEST, DEFAULT)
-    assert result.selection.held_out == HELD_OUT
+    assert result.selection.held_out == BETWEEN
 
 
 def test_where_nothing_seems_better_than_the_default_nothing_is_prepared():
@@ -66,7 +66,7 @@ def test_where_nothing_seems_better_than_the_default_nothing_is_prepared():
 
 
 def test_what_leads_is_prepared_for_while_the_last_candidates_are_under_way():
-    bench, under_way = Bench(capacity=4), []
+    bench, under_way = Bench(capacity=8), []
 
     class Watched(Between):
         def prepare(self, configs, /) -> None:
@@ -76,7 +76,7 @@ def test_what_leads_is_prepared_for_while_the_last_candidates_are_under_way():
     between = Watched()
     result = tune(TASK, evaluator=bench, held_out=between, space=SPACE, strategy="grid")
     assert result.selection.config == BEST
-    assert under_way[0] >= 3
+    assert under_way[0] == LAST
     assert between.begun[-1] == [DEFAULT, BEST]
 
 
@@ -109,7 +109,7 @@ def test_tasks_that_are_ready_do_not_wait_for_one_that_is_not():
         between = Between(bench.task, looks=looks)
         jobs.append(Job(evaluator=bench, held_out=between, space=SPACE))
     results = list(tune_all(jobs, at_once=3, strategy="grid"))
-    assert all(result.selection.held_out == HELD_OUT for result in results)
+    assert all(result.selection.held_out == BETWEEN for result in results)
     assert [result.task.K for result in results] != [1024, 1040, 1056]
     assert sorted(result.task.K for result in results) == [1024, 1040, 1056]
 
@@ -176,7 +176,7 @@ def test_who_says_what_is_served_has_nothing_held_out(monkeypatch, tmp_path, wor
 
 
 @pytest.mark.parametrize(
-    ("workload", "expected"), [(default_workload(64), HELD_OUT), ((DECODE,), None)]
+    ("workload", "expected"), [(default_workload(64), BETWEEN), ((DECODE,), None)]
 )
 def test_a_machine_holds_them_out_for_the_default_workload_alone(workload, expected):
     pytest.importorskip("torch")
@@ -185,6 +185,7 @@ def test_a_machine_holds_them_out_for_the_default_workload_alone(workload, expec
     machine = SimpleNamespace(platform=PLATFORM, _pipeline=None)
     found = CudaMachine.held_out(machine, TASK, workload, seed=7)
     assert (found and (found.task, found.workload)) == (expected and (TASK, expected))
+    assert found is None or {part.subject.seed for part in found._parts} == {7}
 
 
 def held_out_on(stage):
@@ -194,29 +195,35 @@ def held_out_on(stage):
     return CudaMachine.held_out(machine, TASK, default_workload(64))
 
 
-def test_each_batch_is_compiled_by_itself_and_nothing_twice():
+def test_each_batch_is_compiled_by_itself():
     pytest.importorskip("torch")
-    from tests.pipeline_doubles import Stage, automatic
+    from tests.pipeline_doubles import Stage
 
     stage = Stage(compilers=3)
     held_out = held_out_on(stage)
     held_out.prepare([BEST])
     jobs = [job for worker in stage.compilers for job in worker.jobs]
-    assert {(job.args[1], job.args[2]) for job in jobs} == {((one,), BEST) for one in HELD_OUT}
+    assert {(job.args[1], job.args[2]) for job in jobs} == {((one,), BEST) for one in BETWEEN}
     for place in range(3):
         assert not held_out.prepared
         stage.compiled(worker=place)
     assert held_out.prepared
 
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_nothing_is_compiled_twice_whether_it_is_waited_for_or_not(waits):
+    pytest.importorskip("torch")
+    from tests.pipeline_doubles import automatic
+
     stage = automatic()
     held_out = held_out_on(stage)
     held_out.prepare([DEFAULT, BEST])
-    while not held_out.prepared:
+    while waits and not held_out.prepared:
         stage.pipeline.pump(0)
-    assert len(stage.given) == 6
     rounds = held_out.remeasure([DEFAULT, BEST, DEFAULT], rounds=2)
     assert [len(results) for results in rounds] == [2, 2, 2]
-    assert len(stage.given) == 6
+    jobs = [job for worker in stage.compilers for job in worker.jobs]
+    assert [len(job.args[1]) for job in jobs] == [1] * 6
 
 
 def test_what_cannot_be_compiled_for_one_of_them_fails():
@@ -229,14 +236,41 @@ def test_what_cannot_be_compiled_for_one_of_them_fails():
     first, failed, last = held_out.remeasure([DEFAULT, BEST, DEFAULT], rounds=2)
     assert failed == [REFUSED] * 2
     assert all(isinstance(times, tuple) for times in (*first, *last))
+    assert len(stage.given) == 6  # what is refused once is
+
+
+def test_what_is_begun_can_be_abandoned():
+    pytest.importorskip("torch")
+    from tests.pipeline_doubles import Stage
+
+    stage = Stage()
+    held_out = held_out_on(stage)
+    held_out.prepare([DEFAULT, BEST])
+    held_out.close()
+    assert held_out.prepared
+    assert stage.compilers[0].replaced == 1
+    assert not stage.compilers[0].busy
 
 
 def test_they_lie_between_those_of_the_default_workload():
-    assert all(DECODE.tokens < batch.tokens < PREFILL.tokens for batch in HELD_OUT)
+    assert all(DECODE.tokens < batch.tokens < PREFILL.tokens for batch in BETWEEN)
+
+
+def test_what_one_kernel_does_for_all_batches_is_tuned_on_those_between(capsys):
+    named = ["--kernel", "shrink", "-K", "1024", "-S", "3", "--rank", "64", "--chunk-sizes", "64"]
+    assert cli.main(["tune", "--dry-run", "--json", *named, "--kernels", "sglang"]) == 0
+    (line,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert [one["tokens"] for one in line["instances"]] == [512, 2048, 8192, 30720]
 
 
 @pytest.mark.parametrize(
-    ("words", "count"), [([], 3), (["--workload", "prefill"], 0), (["--tokens", "30720"], 0)]
+    ("words", "count"),
+    [
+        ([], 3),
+        (["--workload", "prefill"], 0),
+        (["--tokens", "30720"], 0),
+        (["--kernels", "sglang"], 0),
+    ],
 )
 def test_a_plan_says_what_is_held_out(words, count, capsys):
     named = ["--kernel", "shrink", "-K", "1024", "-S", "3", "--rank", "64", "--chunk-sizes", "128"]

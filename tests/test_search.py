@@ -106,6 +106,13 @@ def test_what_two_runs_recorded_of_one_config_was_spent_once():
     assert search.spent == len(search.known) == 5
 
 
+@pytest.mark.parametrize(("budget", "expected"), [(6, 6), (10, 8), (40, 20), (100, 34)])
+def test_a_strategy_hears_of_half_of_its_budget_before_it_is_asked_for_the_rest(budget, expected):
+    bench, search = make(Bench(capacity=34), budget=budget)
+    search.ask(100)
+    assert len(bench.in_flight) == search.in_flight == expected
+
+
 @pytest.mark.parametrize(
     ("capacity", "share", "expected"), [(6, 100, 6), (6, 4, 4), (2, 4, 2), (6, 1, 1), (6, 0, 1)]
 )

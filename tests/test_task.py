@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 from hypothesis import given
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lora_autotune.errors import UsageError
 from lora_autotune.task import (
+    BETWEEN,
     CHUNK_SIZES,
     DECODE,
     MAX_RANK,
@@ -20,6 +21,7 @@ from lora_autotune.task import (
     Instance,
     Task,
     default_workload,
+    held_out_workload,
     offsets_from_widths,
 )
 
@@ -147,6 +149,14 @@ def test_each_chunk_size_is_timed_on_the_batches_that_reach_it():
         64: (PREFILL,),
         128: (PREFILL,),
     }
+
+
+@pytest.mark.parametrize("size", CHUNK_SIZES)
+def test_batches_between_share_the_weight_of_the_large_one(size):
+    usual, more = default_workload(size), default_workload(size, between=True)
+    assert set(more) - set(usual) == {replace(one, weight=0.25) for one in (*BETWEEN, PREFILL)}
+    assert sum(one.weight for one in more) == sum(one.weight for one in usual)
+    assert held_out_workload(more, size) == ()
 
 
 @pytest.mark.parametrize(

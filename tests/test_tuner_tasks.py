@@ -174,7 +174,7 @@ def test_no_tasks_at_once_make_no_sense(at_once):
 
 
 @pytest.mark.parametrize(
-    ("capacity", "tasks", "expected"), [(18, 1, 18), (18, 2, 18), (18, 4, 9), (18, 8, 5), (4, 8, 2)]
+    ("capacity", "tasks", "expected"), [(10, 1, 10), (10, 2, 10), (18, 4, 9), (18, 8, 5), (4, 8, 2)]
 )
 def test_tasks_share_twice_what_a_machine_can_hold(capacity, tasks, expected):
     hall = Hall(tasks, capacity=capacity)

@@ -29,6 +29,9 @@ WORKER_SECONDS = 57 * 16 / 584
 """Seconds of one compile worker that a trial takes, finalists included: 28 tasks of 584 trials took
 48 to 60 s on an H100's host of 16 cores. Compiling is most of it."""
 
+LEAST_SECONDS = 40 / 640
+"""What a trial takes however many compile: 640 trials took 40 s with 30 compile workers."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
@@ -85,10 +88,14 @@ def make_plan(arguments: Any, landscapes: Sequence[Landscape] | None) -> list[Pl
             configs=len(problem.space),
             trials=trials,
             tuned=done,
-            estimate_s=trials * WORKER_SECONDS / compile_workers() if landscapes is None else None,
+            estimate_s=_estimate_s(trials) if landscapes is None else None,
         )
         plan.append(planned)
     return plan
+
+
+def _estimate_s(trials: int) -> float:
+    return trials * max(WORKER_SECONDS / compile_workers(), LEAST_SECONDS)
 
 
 def is_tuned(task: Task, platform: Platform, out: Path) -> bool:

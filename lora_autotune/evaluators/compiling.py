@@ -84,7 +84,8 @@ NICENESS = 5
 
 def set_up(gpu: Gpu, cache_dir: str) -> None:
     """Make this process compile for a GPU, into a Triton cache."""
-    os.nice(NICENESS)
+    with contextlib.suppress(OSError):  # a sandbox may refuse it
+        os.nice(NICENESS)
     global _gpu  # noqa: PLW0603 - a worker process has one state, set once
     _gpu = gpu
     os.environ["TRITON_CACHE_DIR"] = cache_dir

@@ -276,5 +276,16 @@ class CudaHeldOut:
         self, configs: Sequence[Config], /, *, rounds: int
     ) -> list[list[tuple[float, ...] | Failure]]:
         """Time configs against each other, interleaved."""
-        self._lane.compiled |= set.intersection(*(part.compiled for part in self._parts))
-        return self._pipeline.remeasure(self._lane, configs, rounds)
+        self._pipeline.wait_until_open()
+        self.prepare(configs)
+        refused: dict[Config, Failure] = {}
+        for part in self._parts:
+            refused |= self._pipeline.compile_missing(part, configs)
+        running = [config for config in configs if config not in refused]
+        self._lane.compiled.update(running)
+        results = iter(self._pipeline.remeasure(self._lane, running, rounds))
+        return [[refused[c]] * rounds if c in refused else next(results) for c in configs]
+
+    def close(self) -> None:
+        """Abandon what is under way; the machine stays."""
+        self._pipeline.abandon(self._lane, *self._parts)

@@ -85,23 +85,24 @@ class Pipeline:
             self._waiting.append(candidate)
         self._feed()
 
-    def abandon(self, lane: Lane) -> None:
-        """Forget what a task has under way."""
+    def abandon(self, *lanes: Lane) -> None:
+        """Forget what tasks have under way."""
         for queue in (self._waiting, self._slow, self._compiled):
-            kept = [candidate for candidate in queue if candidate.lane is not lane]
+            kept = [candidate for candidate in queue if candidate.lane not in lanes]
             queue.clear()
             queue.extend(kept)
         for worker, candidate in list(self._compiling.items()):
-            if candidate.lane is lane:
+            if candidate.lane in lanes:
                 worker.replace()
                 del self._compiling[worker]
-        self._contests = deque(one for one in self._contests if one.lane is not lane)
-        if self._on_bench is not None and self._on_bench.lane is lane:
+        self._contests = deque(one for one in self._contests if one.lane not in lanes)
+        if self._on_bench is not None and self._on_bench.lane in lanes:
             self._bench.replace()
             self._on_bench = None
-        lane.in_flight = 0
-        lane.finished.clear()
-        lane.preparing.clear()
+        for lane in lanes:
+            lane.in_flight = 0
+            lane.finished.clear()
+            lane.preparing.clear()
         self._feed()
 
     def wait_until_open(self) -> None:
@@ -141,7 +142,7 @@ class Pipeline:
     def remeasure(self, lane: Lane, configs: Sequence[Config], rounds: int) -> Rounds:
         """Measure again, and wait for it; see Evaluator.remeasure."""
         self.wait_until_open()
-        refused = self._compile_missing(lane, configs)
+        refused = self.compile_missing(lane, configs)
         contest = Contest(lane, [c for c in configs if c not in refused], rounds)
         self._contests.append(contest)
         self._feed()
@@ -166,8 +167,8 @@ class Pipeline:
                 self._waiting.appendleft(candidate)
         self._feed()
 
-    def _compile_missing(self, lane: Lane, configs: Sequence[Config]) -> dict[Config, Failure]:
-        """Compile what is missing for a contest; returns what cannot be compiled."""
+    def compile_missing(self, lane: Lane, configs: Sequence[Config]) -> dict[Config, Failure]:
+        """Compile what is missing for a contest, and wait; returns what cannot be compiled."""
         self.prepare(lane, configs)
         refused = {}
         for config in dict.fromkeys(configs):
