@@ -10,8 +10,9 @@ model:     all of Qwen3-0.6B at rank 64 by the default strategy on the wide spac
            tasks the reference grid as well.
 
 Every side is a process of its own with a cold Triton cache; its wall-clock time includes starting
-Python, torch and the compile pool. Then each side's winner and the default are measured again,
-interleaved, by our timing. Without a name all three are run: about five minutes on one H200.
+Python, torch and the compile pool (two seconds more where torch has no bytecode, which is said
+first). Then each side's winner and the default are measured again, interleaved, by our timing.
+Without a name all three are run: about five minutes on one GPU.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from side_by_side import beside_default, medians
 from task_words import to_word
 
 from lora_autotune.cli.tuning import SHIPPED_LANDSCAPES
+from lora_autotune.doctor.software import without_bytecode
 from lora_autotune.evaluators.cuda import CudaMachine
 from lora_autotune.landscape import read_landscape
 from lora_autotune.model import load_model_shape, tasks_for
@@ -177,6 +179,11 @@ def main() -> None:
     brute_force = _of_landscapes(PAIR, arguments.landscapes) if "wide" in jobs else {}
     if "wide" in jobs and len(brute_force) < len(PAIR):
         parser.error(f"{arguments.landscapes} lacks landscapes of {' and '.join(map(str, PAIR))}")
+    lacking = list(without_bytecode())
+    if lacking:
+        print(
+            f"every start compiles {' and '.join(lacking)} from sources: see lora-autotune doctor"
+        )
     bench = Bench()
     rows: list[dict[str, Any]] = []
     on_reference = ("--strategy", "grid", "--space", "reference")
@@ -187,7 +194,7 @@ def main() -> None:
             rows.extend(side_by_side(winners))
         finally:
             if arguments.out is not None:
-                found = {"sides": bench.rows, "winners": rows}
+                found = {"sides": bench.rows, "winners": rows, "without_bytecode": lacking}
                 arguments.out.write_text(json.dumps(found, indent=1))
 
     if {"reference", "wide"} & set(jobs):

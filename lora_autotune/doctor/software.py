@@ -86,24 +86,30 @@ def _judge_pair(book: Notebook, versions: dict[str, str | None]) -> str | None:
     return f"{name}=={wanted}"
 
 
-def _judge_bytecode(book: Notebook) -> list[str]:
-    """The large packages that every process compiles from their sources, for want of bytecode.
+def without_bytecode() -> dict[str, Path]:
+    """The large packages that every process compiles from their sources, and where they are.
 
-    An installer that leaves it to the first import, and an image in which no import may write it.
+    An installer that leaves bytecode to the first import makes them, and an image in which no
+    import may write it. To import torch takes twice as long then.
     """
-    lacking = {}
+    found = {}
     for name in _LARGE:
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None or not spec.has_location:
             continue
         bytecode = Path(importlib.util.cache_from_source(spec.origin))
         if not bytecode.exists() and not _may_write(bytecode):
-            lacking[name] = str(Path(spec.origin).parent)
+            found[name] = Path(spec.origin).parent
+    return found
+
+
+def _judge_bytecode(book: Notebook) -> list[str]:
+    lacking = without_bytecode()
     if lacking:
         book.note(
             f"{' and '.join(lacking)} have no compiled bytecode, and none is written here: every"
             " start takes seconds longer",
-            f"{sys.executable} -m compileall -q {' '.join(lacking.values())}",
+            f"{sys.executable} -m compileall -q {' '.join(map(str, lacking.values()))}",
         )
     return list(lacking)
 
