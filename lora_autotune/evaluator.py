@@ -109,7 +109,7 @@ class HeldOut(Protocol):
 
     @property
     def prepared(self) -> bool:
-        """Whether nothing that was begun is still under way."""
+        """Whether what was prepared last is ready."""
 
     def prepare(self, configs: Sequence[Config], /) -> None:
         """Begin what measuring them needs; returns at once."""

@@ -239,6 +239,21 @@ def test_what_cannot_be_compiled_for_one_of_them_fails():
     assert len(stage.given) == 6  # what is refused once is
 
 
+def test_one_that_was_overtaken_is_not_waited_for():
+    pytest.importorskip("torch")
+    from tests.pipeline_doubles import Stage
+
+    stage = Stage(compilers=7)
+    held_out = held_out_on(stage)
+    held_out.prepare([BEST])
+    held_out.prepare([DEFAULT])
+    for worker in range(3, 6):
+        assert not held_out.prepared
+        stage.compiled(worker=worker)
+    assert held_out.prepared
+    assert [worker.busy for worker in stage.compilers] == [True] * 3 + [False] * 4
+
+
 def test_what_is_begun_can_be_abandoned():
     pytest.importorskip("torch")
     from tests.pipeline_doubles import Stage

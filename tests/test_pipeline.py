@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -14,9 +15,11 @@ from lora_autotune.errors import EvaluatorError
 from lora_autotune.evaluators import bench_jobs, candidate, compiling, measuring
 from lora_autotune.evaluators.compiling import Compiled
 from lora_autotune.evaluators.cuda import CudaEvaluator
-from lora_autotune.evaluators.subject import Reply
+from lora_autotune.evaluators.lane import Lane
+from lora_autotune.evaluators.subject import Reply, Subject
 from lora_autotune.pruning import Standings
 from lora_autotune.space import DEFAULT_CONFIGS, Config
+from lora_autotune.task import DECODE
 from lora_autotune.testing import check_evaluator
 from lora_autotune.trial import Failure, Measurement
 from tests.pipeline_doubles import (
@@ -26,6 +29,7 @@ from tests.pipeline_doubles import (
     KILLED,
     OTHER,
     REFUSED,
+    TASK,
     TIMED_OUT,
     A,
     B,
@@ -83,6 +87,17 @@ def test_a_slow_candidate_of_a_patient_lane_waits_until_nothing_else_does():
     stage.measured()
     assert isinstance(outcomes(patient)[A], Measurement)
     assert patient.in_flight == 0
+
+
+@pytest.mark.parametrize(
+    ("kernels", "batches", "count"),
+    [("builtin", 1, 1), ("builtin", 2, 2), ("builtin", 5, 3), ("sglang-0.5.23", 5, 1)],
+)
+def test_a_candidate_may_compile_for_as_long_as_its_kernels_take(kernels, batches, count):
+    workload = tuple(replace(DECODE, weight=1.0 + i) for i in range(batches))
+    subject = Subject(task=TASK, workload=workload, seed=0, prune=True, kernels=kernels)
+    one = candidate.Candidate(Lane(subject, patient=False), A)
+    assert one.compile_limit_s == 2 * count * candidate.COMPILE_LIMIT_S
 
 
 @pytest.mark.parametrize(

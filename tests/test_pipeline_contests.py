@@ -33,14 +33,14 @@ def test_what_is_prepared_is_compiled_once_and_first_and_measured_only_in_a_cont
     stage = Stage()
     lane, other = stage.lane(), stage.lane(OTHER)
     stage.submit(other, C, D)
-    assert lane.prepared
+    assert lane.prepared([A, B])
     stage.pipeline.prepare(lane, [A, B, A])
     stage.pipeline.prepare(lane, [B])
-    assert not lane.prepared
+    assert not lane.prepared([A, B])
     stage.compiled()
     stage.compiled()
     stage.compiled()
-    assert lane.prepared
+    assert lane.prepared([A, B])
     (worker,) = stage.compilers
     assert worker.configs == [C, B, A, D]
     assert lane.in_flight == 0

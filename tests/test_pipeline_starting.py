@@ -144,13 +144,13 @@ def test_so_is_what_was_prepared_for_a_contest():
     other = Worker()
     stage.pipeline.compile_anew([other])
     assert lane.compiled == set()
-    assert not lane.prepared
+    assert not lane.prepared([A, B])
     stage.measured("a GPU")
     for _ in range(2):
         other.finish(FINE)
         stage.pipeline.pump(0)
     assert sorted(map(str, other.configs)) == sorted(map(str, [A, B]))
-    assert lane.prepared
+    assert lane.prepared([A, B])
 
 
 def test_a_gpu_that_was_refused_is_refused_ever_after():

@@ -50,6 +50,7 @@ def kernels_of(tree: Path) -> str:
 
 
 def workload_of(tree: Path, chunk: int) -> Workload:
+    """Those of SGLang's kernels were tuned before the batches between were."""
     usual = default_workload(chunk) if tree in ROOTS.values() else PRESETS[tree.name]
     return reaching(usual, chunk) or usual
 

@@ -27,7 +27,7 @@ from lora_autotune.task import Task, Workload, held_out_workload
 
 WORKER_SECONDS = 57 * 16 / 584
 """Seconds of one compile worker that a trial takes, finalists included: 28 tasks of 584 trials took
-48 to 60 s on an H100's host of 16 cores. Compiling is most of it."""
+48 to 57 s on an H100's host of 16 cores. Compiling is most of it."""
 
 LEAST_SECONDS = 40 / 640
 """What a trial takes however many compile: 640 trials took 40 s with 30 compile workers."""

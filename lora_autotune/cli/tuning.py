@@ -221,7 +221,8 @@ def _one_of_each_task(landscapes: Sequence[Landscape]) -> list[Landscape]:
     """
 
     def likeness(one: Landscape) -> tuple[bool, bool]:
-        is_usual = one.workload == default_workload(one.task.chunk_size)
+        alike = set_of(one.platform.kernels) != BUILTIN
+        is_usual = one.workload == default_workload(one.task.chunk_size, between=alike)
         return is_usual, one.platform.kernels_version == builtin_kernels_version()
 
     chosen: dict[tuple[Task, Platform], Landscape] = {}

@@ -6,10 +6,12 @@ import importlib.util
 import os
 import platform
 import re
+import shlex
 import shutil
 import sys
 import sysconfig
 from importlib import metadata
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +91,13 @@ def _judge_pair(book: Notebook, versions: dict[str, str | None]) -> str | None:
 def without_bytecode() -> dict[str, Path]:
     """The large packages that every process compiles from their sources, and where they are.
 
-    An installer that leaves bytecode to the first import makes them, and an image in which no
-    import may write it. To import torch takes twice as long then.
+    So it is where the installer compiled nothing, and no import may write what it compiled. To
+    import torch takes twice as long then.
     """
     found = {}
     for name in _LARGE:
         spec = importlib.util.find_spec(name)
-        if spec is None or spec.origin is None or not spec.has_location:
+        if spec is None or spec.origin is None or not isinstance(spec.loader, SourceFileLoader):
             continue
         bytecode = Path(importlib.util.cache_from_source(spec.origin))
         if not bytecode.exists() and not _may_write(bytecode):
@@ -106,10 +108,11 @@ def without_bytecode() -> dict[str, Path]:
 def _judge_bytecode(book: Notebook) -> list[str]:
     lacking = without_bytecode()
     if lacking:
+        folders = shlex.join(map(str, lacking.values()))
         book.note(
-            f"{' and '.join(lacking)} have no compiled bytecode, and none is written here: every"
+            f"no compiled bytecode of {' and '.join(lacking)}, and none is written here: every"
             " start takes seconds longer",
-            f"{sys.executable} -m compileall -q {' '.join(map(str, lacking.values()))}",
+            f"as who may write there: {shlex.quote(sys.executable)} -m compileall -q {folders}",
         )
     return list(lacking)
 

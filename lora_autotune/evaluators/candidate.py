@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from lora_autotune.evaluators.compiling import Compiled
 from lora_autotune.evaluators.lane import Lane
 from lora_autotune.evaluators.worker import Died
+from lora_autotune.kernel_set import BUILTIN
 from lora_autotune.space import Config
 from lora_autotune.trial import Failure
 
@@ -68,7 +69,10 @@ class Candidate:
         """Seconds of computing that compiling it may take."""
         if self.slow:
             return PATIENT_COMPILE_LIMIT_S
-        kernels = min(3, len(self.lane.subject.workload))  # other batches share theirs, mostly
+        subject = self.lane.subject
+        kernels = 1  # SGLang's do for all batches, and of ours there are three at most, mostly
+        if subject.kernels == BUILTIN:
+            kernels = min(3, len(subject.workload))
         default_s = self.lane.default_compute_s
         if default_s is None:
             return 2 * kernels * COMPILE_LIMIT_S

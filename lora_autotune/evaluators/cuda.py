@@ -256,6 +256,7 @@ class CudaHeldOut:
         self.task = subject.task
         self.workload = subject.workload
         self._pipeline = pipeline
+        self._asked: set[Config] = set()
         self._lane = Lane(subject, patient=False)
         self._parts = [
             Lane(replace(subject, workload=(instance,)), patient=False)
@@ -264,11 +265,12 @@ class CudaHeldOut:
 
     @property
     def prepared(self) -> bool:
-        """Whether all that was begun is compiled."""
-        return all(part.prepared for part in self._parts)
+        """Whether all that was asked for last is compiled."""
+        return all(part.prepared(self._asked) for part in self._parts)
 
     def prepare(self, configs: Sequence[Config], /) -> None:
         """Begin to compile what measuring configs needs; returns at once."""
+        self._asked = set(configs)
         for part in self._parts:
             self._pipeline.prepare(part, configs)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -38,10 +39,12 @@ class Lane:
     preparing: dict[Config, Candidate] = field(default_factory=dict)
     standings: Standings = field(default_factory=Standings)
 
-    @property
-    def prepared(self) -> bool:
-        """Whether all of that is compiled."""
-        return all(candidate.compiled is not None for candidate in self.preparing.values())
+    def prepared(self, configs: Container[Config]) -> bool:
+        """Whether none of these is still to be compiled for a contest."""
+        return not any(
+            config in configs and candidate.compiled is None
+            for config, candidate in self.preparing.items()
+        )
 
     @property
     def default(self) -> Config:
