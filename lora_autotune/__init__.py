@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lora_autotune.benchmark import benchmark_expand_config, benchmark_shrink_config
     from lora_autotune.errors import LoraAutotuneError
     from lora_autotune.evaluator import Evaluator, Platform
+    from lora_autotune.job import Job
     from lora_autotune.loader import (
         DEFAULT_EXPAND_CONFIG,
         DEFAULT_SHRINK_CONFIG,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from lora_autotune.strategy import Strategy, StrategyOptions, make_strategy
     from lora_autotune.task import Instance, Task, default_workload
     from lora_autotune.trial import Failure, Measurement, Pruned, Trial
-    from lora_autotune.tuner import Job, tune, tune_all
+    from lora_autotune.tuner import tune, tune_all
 
 __version__ = "0.1.0"
 
@@ -34,6 +35,7 @@ _HOMES = {
     "benchmark": ("benchmark_expand_config", "benchmark_shrink_config"),
     "errors": ("LoraAutotuneError",),
     "evaluator": ("Evaluator", "Platform"),
+    "job": ("Job",),
     "loader": (
         "DEFAULT_EXPAND_CONFIG",
         "DEFAULT_SHRINK_CONFIG",
@@ -47,7 +49,7 @@ _HOMES = {
     "strategy": ("Strategy", "StrategyOptions", "make_strategy"),
     "task": ("Instance", "Task", "default_workload"),
     "trial": ("Failure", "Measurement", "Pruned", "Trial"),
-    "tuner": ("Job", "tune", "tune_all"),
+    "tuner": ("tune", "tune_all"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

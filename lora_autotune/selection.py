@@ -8,15 +8,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 
 from lora_autotune.evaluator import Evaluator, HeldOut
+from lora_autotune.finalist import (
+    Finalist,
+    Judged,
+    Times,
+    failure_of,
+    judge,
+    judge_held_out,
+    paired_default,
+    times_of,
+)
 from lora_autotune.space import DEFAULT_CONFIGS, Config
 from lora_autotune.task import Workload
 from lora_autotune.trial import (
     MAX_REGRESSION,
-    Failure,
     Measurement,
     Trial,
     relative_cost,
@@ -24,38 +33,6 @@ from lora_autotune.trial import (
 
 FINALISTS = 5
 ROUNDS = 12
-MIN_ROUNDS = 7
-"""With fewer rounds not even a winner of all of them passes the sign test."""
-MAX_SIGN_TEST_P = 0.01
-MIN_GAIN = 0.01
-"""Less is no gain: a config on a batch, measured twice, is 1% apart in the mean on an H100."""
-
-Times = tuple[float, ...]
-Rounds = list[Times | Failure]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finalist:
-    """One of the best, measured again.
-
-    Attributes:
-        config: the configuration.
-        cost: median over the rounds of its cost against the default's times of the same round,
-            None when it failed.
-        failure: why it failed this time, None when it did not.
-        verdict: what became of it, in words.
-        held_out: it was measured beside the default on the batches that are held out, too.
-    """
-
-    config: Config
-    cost: float | None
-    failure: Failure | None = None
-    verdict: str
-    held_out: bool = False
-
-
-_Judged = tuple[Finalist, bool]
-"""A finalist, and whether it may win."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,16 +110,16 @@ def select(
         return
 
     first, *series, last = evaluator.remeasure([default, *best, default], rounds=rounds)
-    failure = _failure([*first, *last])
+    failure = failure_of([*first, *last])
     if failure is not None:
         reason = f"the default failed when it was measured again ({failure.kind})"
         yield _default_stands(default, outcome.times_us, reason)
         return
-    first_us, last_us = _times(first), _times(last)
+    first_us, last_us = times_of(first), times_of(last)
     workload = evaluator.workload
     base, noise = paired_default(first_us, last_us, workload)
     contest = [
-        _judge(config, results, base, workload, noise, max_regression)
+        judge(config, results, base, workload, noise, max_regression)
         for config, results in zip(best, series, strict=True)
     ]
     contest.sort(key=lambda entry: math.inf if entry[0].cost is None else entry[0].cost)
@@ -154,7 +131,7 @@ def select(
         yield Selection(
             config=winner.config,
             tuned=True,
-            times_us=_median_times(_times(series[best.index(winner.config)])),
+            times_us=_median_times(times_of(series[best.index(winner.config)])),
             default_times_us=_median_times(base),
             cost=winner.cost,
             noise=noise,
@@ -168,56 +145,9 @@ def select(
     yield _default_stands(default, _median_times(base), reason, noise=noise, finalists=entered)
 
 
-def paired_default(
-    first_us: Sequence[Times], last_us: Sequence[Times], workload: Workload
-) -> tuple[list[Times], float]:
-    """What the default's two measurements of each round say.
-
-    Returns:
-        The mean of the two for each round, which that round's configs are compared with; and the
-        noise, the median over the rounds of their relative difference.
-    """
-    pairs = list(zip(first_us, last_us, strict=True))
-    base = [tuple((a + b) / 2 for a, b in zip(*pair, strict=True)) for pair in pairs]
-    return base, median(abs(relative_cost(b, a, workload) - 1) for a, b in pairs)
-
-
-def _judge(
-    config: Config,
-    results: Rounds,
-    base: Sequence[Times],
-    workload: Workload,
-    noise: float,
-    max_regression: float,
-) -> _Judged:
-    failure = _failure(results)
-    if failure is not None:
-        verdict = f"failed when it was measured again ({failure.kind})"
-        return Finalist(config=config, cost=None, failure=failure, verdict=verdict), False
-    times = _times(results)
-    costs = [relative_cost(own, other, workload) for own, other in zip(times, base, strict=True)]
-    cost = median(costs)
-    wins = sum(cost < 1 for cost in costs)
-    passed = False
-    if cost >= 1:
-        verdict = "is not faster than the default"
-    elif cost >= 1 - noise:
-        verdict = f"is {1 - cost:.1%} faster than the default, within the noise of {noise:.1%}"
-    elif cost > 1 - MIN_GAIN:
-        verdict = f"is {1 - cost:.2%} faster than the default, less than {MIN_GAIN:.0%}"
-    elif _sign_test_p(wins, len(costs)) > MAX_SIGN_TEST_P:
-        verdict = f"is faster than the default in only {wins} of {len(costs)} rounds"
-    elif regression := _regression(times, base, workload, max_regression):
-        verdict = regression
-    else:
-        passed = True
-        verdict = f"beats the default in {wins} of {len(costs)} rounds (noise {noise:.1%})"
-    return Finalist(config=config, cost=cost, verdict=verdict), passed
-
-
 def _held_out_too(
-    contest: Sequence[_Judged], held_out: HeldOut, rounds: int, most: float
-) -> Generator[None, None, list[_Judged]]:
+    contest: Sequence[Judged], held_out: HeldOut, rounds: int, most: float
+) -> Generator[None, None, list[Judged]]:
     """The finalists, up to the first that passes on what is held out too.
 
     The first mostly does, so it is prepared for alone, and the others together. They are measured
@@ -232,66 +162,19 @@ def _held_out_too(
         held_out.prepare([default, *(contest[place][0].config for place in together)])
         yield None
         for place in together:
-            judged[place] = _judge_held_out(contest[place][0], held_out, rounds, most)
+            judged[place] = judge_held_out(contest[place][0], held_out, rounds, most)
             if judged[place][1]:
                 return judged
     return judged
-
-
-def _judge_held_out(finalist: Finalist, held_out: HeldOut, rounds: int, most: float) -> _Judged:
-    default = DEFAULT_CONFIGS[held_out.task.kernel]
-    configs = [default, finalist.config, default]
-    first, own, last = held_out.remeasure(configs, rounds=rounds)
-    if (failure := _failure(own)) is not None:
-        verdict = f"failed on batches that are held out ({failure.kind})"
-        return replace(finalist, failure=failure, verdict=verdict), False
-    if (failure := _failure([*first, *last])) is not None:  # there is nothing to lose
-        more = f"; the default fails on batches that are held out ({failure.kind})"
-        return replace(finalist, verdict=finalist.verdict + more), True
-    base, _ = paired_default(_times(first), _times(last), held_out.workload)
-    lost = _regression(_times(own), base, held_out.workload, most, "held-out batch")
-    return replace(finalist, held_out=True, verdict=lost or finalist.verdict), lost is None
-
-
-def _regression(
-    times: Sequence[Times],
-    base: Sequence[Times],
-    workload: Workload,
-    most: float,
-    what: str = "batch",
-) -> str | None:
-    """In words, why a config may lose too much on some instance; None where it does not.
-
-    Told by the rounds in which it loses no more than that: a median at the limit itself would be
-    beyond it as often as not, were it measured once more.
-    """
-    ratios = [
-        [own[i] / other[i] for own, other in zip(times, base, strict=True)]
-        for i in range(len(workload))
-    ]
-    kept = [sum(ratio <= 1 + most for ratio in series) for series in ratios]
-    worst = min(range(len(workload)), key=lambda i: (kept[i], -median(ratios[i])))
-    if _sign_test_p(kept[worst], len(times)) <= MAX_SIGN_TEST_P:
-        return None
-    return (
-        f"is over {most:.1%} slower than the default on the {what} of {workload[worst].tokens} "
-        f"tokens in {len(times) - kept[worst]} of {len(times)} rounds "
-        f"(median {median(ratios[worst]) - 1:+.1%})"
-    )
-
-
-def _sign_test_p(wins: int, rounds: int) -> float:
-    """Chance of at least so many wins in so many rounds if winning and losing were as likely."""
-    return sum(math.comb(rounds, k) for k in range(wins, rounds + 1)) / float(2**rounds)
 
 
 def _fastest(evaluator: Evaluator, best: Sequence[Config], rounds: int) -> Selection:
     """Where the default does not run there is nothing to beat: the fastest finalist wins."""
     series = evaluator.remeasure(best, rounds=rounds) if best else []
     measured = {
-        config: _times(results)
+        config: times_of(results)
         for config, results in zip(best, series, strict=True)
-        if _failure(results) is None
+        if failure_of(results) is None
     }
     if not measured:
         return Selection(config=None, reason="no configuration runs, not even the default")
@@ -326,14 +209,6 @@ def _default_stands(
         reason=f"the default stands: {why}",
         finalists=finalists,
     )
-
-
-def _failure(results: Rounds) -> Failure | None:
-    return next((result for result in results if isinstance(result, Failure)), None)
-
-
-def _times(results: Rounds) -> list[Times]:
-    return [result for result in results if not isinstance(result, Failure)]
 
 
 def _median_times(rounds: Sequence[Times]) -> Times:

@@ -5,25 +5,25 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
 from lora_autotune.budgets import HINTS, Budget, budgets
 from lora_autotune.errors import EvaluatorError, UsageError
 from lora_autotune.evaluator import Evaluator, HeldOut
-from lora_autotune.neighbours import Problem, best_configs
+from lora_autotune.finalist import MIN_ROUNDS
+from lora_autotune.job import Job
+from lora_autotune.neighbours import best_configs
 from lora_autotune.result import Progress, TuningResult
 from lora_autotune.search import Record, Search
 from lora_autotune.selection import (
     FINALISTS,
-    MIN_ROUNDS,
     ROUNDS,
     Selection,
     fine_trials,
     select,
 )
-from lora_autotune.space import DEFAULT_CONFIGS, Config, SearchSpace, named_space
+from lora_autotune.space import DEFAULT_CONFIGS, Config, SearchSpace
 from lora_autotune.starting_points import starting_points
 from lora_autotune.strategy import (
     Strategy,
@@ -45,44 +45,6 @@ LAST = 4
 
 PATIENCE_S = 60.0
 """Most seconds to wait for a trial before every evaluator is asked again."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Job:
-    """One task to tune, and with what.
-
-    Attributes:
-        evaluator: measures the candidates of its task; stays open.
-        held_out: measures winners on batches that candidates are not measured on; None: there are
-            none. It is the same task's and stays open.
-        space: where to search; None: the wide space of the task's kernel.
-        record: where every trial is made durable before the strategy hears of it; what it knows
-            already is told to the strategy and costs nothing.
-    """
-
-    evaluator: Evaluator
-    held_out: HeldOut | None = None
-    space: SearchSpace | None = None
-    record: Record | None = None
-
-    def __post_init__(self) -> None:
-        if self.held_out is not None and self.held_out.task != self.task:
-            raise EvaluatorError(f"what measures {self.held_out.task} cannot hold out {self.task}")
-
-    @property
-    def task(self) -> Task:
-        """The evaluator's."""
-        return self.evaluator.task
-
-    @property
-    def problem(self) -> Problem:
-        """The task and what its best config depends on."""
-        return Problem(
-            task=self.task,
-            workload=self.evaluator.workload,
-            platform=self.evaluator.platform,
-            space=self.space or named_space("wide", self.task.kernel),
-        )
 
 
 def tune(

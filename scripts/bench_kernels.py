@@ -45,9 +45,10 @@ from lora_autotune.evaluators.correctness import TOLERANCES, difference_from_ref
 from lora_autotune.evaluators.cuda import CudaMachine
 from lora_autotune.evaluators.gpu import Gpu
 from lora_autotune.evaluators.timing import Bench, make_bench
+from lora_autotune.job import Job
 from lora_autotune.kernel_set import BUILTIN
 from lora_autotune.space import DEFAULT_CONFIGS, Config
-from lora_autotune.tuner import Job, tune_all
+from lora_autotune.tuner import tune_all
 
 NAMES = ("ours", "default", "cuBLAS", "publ.", "p. def.")
 Sides = Mapping[str, tuple[str, Config]]

@@ -37,11 +37,12 @@ from workload_report import Report, repeatability, show
 from lora_autotune.cli.command import public_command
 from lora_autotune.errors import EvaluatorError
 from lora_autotune.evaluators.head_start import start_early
+from lora_autotune.job import Job
 from lora_autotune.kernel_set import BUILTIN, KERNEL_SETS
 from lora_autotune.model import load_model_shape, tasks_for
 from lora_autotune.space import Config
 from lora_autotune.task import CHUNK_SIZES, PREFILL, Task, Workload
-from lora_autotune.tuner import Job, tune_all
+from lora_autotune.tuner import tune_all
 from lora_autotune.workload import PRESETS, reaching
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from lora_autotune.evaluator import Evaluator
-from lora_autotune.selection import paired_default
+from lora_autotune.finalist import paired_default
 from lora_autotune.space import DEFAULT_CONFIGS, Config
 from lora_autotune.trial import Failure
 

@@ -34,10 +34,11 @@ def main() -> None:
     arguments = parser.parse_args()
     start_early()  # while this process imports the rest
     from lora_autotune.evaluators.cuda import CudaMachine
+    from lora_autotune.job import Job
     from lora_autotune.result import Progress
     from lora_autotune.space import named_space
     from lora_autotune.task import default_workload
-    from lora_autotune.tuner import Job, tune_all
+    from lora_autotune.tuner import tune_all
 
     reached = {"imports": age_s()}
 

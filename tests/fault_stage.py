@@ -25,11 +25,12 @@ from lora_autotune.evaluators import bench_jobs, compiling
 from lora_autotune.evaluators.cuda import CudaMachine
 from lora_autotune.evaluators.replay import ReplayEvaluator
 from lora_autotune.evaluators.worker import Worker, start_fork_server
+from lora_autotune.job import Job
 from lora_autotune.landscape import Landscape, read_landscape, write_landscape
 from lora_autotune.provenance import is_provenance
 from lora_autotune.space import DEFAULT_CONFIGS, SearchSpace, named_space
 from lora_autotune.trial import Failure, Measurement
-from lora_autotune.tuner import Job, tune, tune_all
+from lora_autotune.tuner import tune, tune_all
 from tests import fault_jobs
 from tests.fault_jobs import Plan
 from tests.gpus import H200

@@ -20,11 +20,12 @@ import torch
 from lora_autotune.errors import EvaluatorError
 from lora_autotune.evaluators import correctness, measuring, pipeline, plan
 from lora_autotune.evaluators.cuda import CudaMachine
+from lora_autotune.job import Job
 from lora_autotune.space import DEFAULT_CONFIGS, Config, SearchSpace
 from lora_autotune.task import Instance, Task
 from lora_autotune.testing import check_evaluator
 from lora_autotune.trial import Failure, Measurement
-from lora_autotune.tuner import Job, tune_all
+from lora_autotune.tuner import tune_all
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 TASK = Task(kernel="shrink", K=1024, R=16, S=3, chunk_size=16)

@@ -10,11 +10,12 @@ import pytest
 
 from lora_autotune import cli
 from lora_autotune.errors import EvaluatorError
+from lora_autotune.job import Job
 from lora_autotune.provenance import find_provenance
 from lora_autotune.result import write_result
 from lora_autotune.task import BETWEEN, DECODE, PREFILL, default_workload
 from lora_autotune.trial import Measurement
-from lora_autotune.tuner import LAST, Job, tune, tune_all
+from lora_autotune.tuner import LAST, tune, tune_all
 from tests.tuner_doubles import BEST, DEFAULT, PLATFORM, SPACE, TASK, Bench, time_us
 
 

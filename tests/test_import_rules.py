@@ -22,8 +22,8 @@ LAYERS = (
     {"model_families"},
     {"strategy", "evaluator", "loader", "model", "workload"},
     {"landscape", "kernels", "pruning"},
-    {"strategies", "journal", "selection", "evaluators", "recorder", "search", "neighbours"},
-    {"budgets", "starting_points"},
+    {"finalist", "strategies", "journal", "evaluators", "recorder", "search", "neighbours"},
+    {"selection", "budgets", "starting_points", "job"},
     {"result", "benchmark"},
     {"tuner", "doctor", "sglang"},
     {"testing"},
@@ -45,7 +45,8 @@ NARROW = {
     "pruning": {"task", "trial"},
     "strategies": {"errors", "task", "space", "trial", "strategy"},
     "journal": {"errors", "task", "space", "trial", "evaluator"},
-    "selection": {"errors", "task", "space", "trial", "evaluator"},
+    "finalist": {"errors", "task", "space", "trial", "evaluator"},
+    "selection": {"errors", "task", "space", "trial", "evaluator", "finalist"},
 }
 """Rooms that may know even less than their layer would let them."""
 

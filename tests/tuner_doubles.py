@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lora_autotune.evaluator import Platform
+from lora_autotune.job import Job
 from lora_autotune.space import DEFAULT_CONFIGS, Config, SearchSpace
 from lora_autotune.task import PREFILL, Task
 from lora_autotune.trial import Failure, Measurement, Trial
-from lora_autotune.tuner import Job
 
 TASK = Task(kernel="shrink", K=1024, R=64, S=3, chunk_size=64)
 PLATFORM = Platform(device="NVIDIA H200", triton="3.6.0")

@@ -32,6 +32,7 @@ from lora_autotune.cli.tasks import (
 )
 from lora_autotune.errors import UsageError
 from lora_autotune.evaluator import Platform
+from lora_autotune.job import Job
 from lora_autotune.journal import Journal
 from lora_autotune.kernel_set import BUILTIN, set_of
 from lora_autotune.kernels_version import builtin_kernels_version
@@ -40,7 +41,7 @@ from lora_autotune.provenance import refuse_other_kernels
 from lora_autotune.result import TuningResult, task_config_path, write_result
 from lora_autotune.strategy import strategy_factory
 from lora_autotune.task import Task, default_workload
-from lora_autotune.tuner import AT_ONCE, Job, tune_all
+from lora_autotune.tuner import AT_ONCE, tune_all
 
 COMMAND_VARIABLE = "LORA_AUTOTUNE_COMMAND"
 """Set by a script that stands for ``lora-autotune tune``, so that the user is told that name."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from types import TracebackType
 
 from lora_autotune.errors import EvaluatorError
@@ -14,6 +13,7 @@ from lora_autotune.evaluators import bench_jobs, compiling, cores, driver
 from lora_autotune.evaluators.bounds import foretold_defeat, foretold_failure
 from lora_autotune.evaluators.gpu import Gpu
 from lora_autotune.evaluators.head_start import take_bench
+from lora_autotune.evaluators.held_out import CudaHeldOut
 from lora_autotune.evaluators.lane import Lane
 from lora_autotune.evaluators.pipeline import SETUP_TIMEOUT_S, Pipeline
 from lora_autotune.evaluators.subject import Subject
@@ -243,51 +243,3 @@ class CudaEvaluator:
     def close(self) -> None:
         """Abandon what was submitted; the machine stays."""
         self._pipeline.abandon(self._lane)
-
-
-class CudaHeldOut:
-    """Measures winners on other batches; see :class:`lora_autotune.evaluator.HeldOut`.
-
-    What a config needs for each of the batches is compiled by itself, so that they compile side by
-    side: somebody waits for them.
-    """
-
-    def __init__(self, subject: Subject, pipeline: Pipeline) -> None:
-        self.task = subject.task
-        self.workload = subject.workload
-        self._pipeline = pipeline
-        self._asked: set[Config] = set()
-        self._lane = Lane(subject, patient=False)
-        self._parts = [
-            Lane(replace(subject, workload=(instance,)), patient=False)
-            for instance in subject.workload
-        ]
-
-    @property
-    def prepared(self) -> bool:
-        """Whether all that was asked for last is compiled."""
-        return all(part.prepared(self._asked) for part in self._parts)
-
-    def prepare(self, configs: Sequence[Config], /) -> None:
-        """Begin to compile what measuring configs needs; returns at once."""
-        self._asked = set(configs)
-        for part in self._parts:
-            self._pipeline.prepare(part, configs)
-
-    def remeasure(
-        self, configs: Sequence[Config], /, *, rounds: int
-    ) -> list[list[tuple[float, ...] | Failure]]:
-        """Time configs against each other, interleaved."""
-        self._pipeline.wait_until_open()
-        self.prepare(configs)
-        refused: dict[Config, Failure] = {}
-        for part in self._parts:
-            refused |= self._pipeline.compile_missing(part, configs)
-        running = [config for config in configs if config not in refused]
-        self._lane.compiled.update(running)
-        results = iter(self._pipeline.remeasure(self._lane, running, rounds))
-        return [[refused[c]] * rounds if c in refused else next(results) for c in configs]
-
-    def close(self) -> None:
-        """Abandon what is under way; the machine stays."""
-        self._pipeline.abandon(self._lane, *self._parts)
