@@ -10,8 +10,8 @@ import pytest
 from lora_autotune.evaluators import compiling, worker
 from tests.gpus import H200
 
-DOUBLES = ("fault_stage", "pipeline_doubles", "tuner_doubles")
-"""Stand-ins that check how they are used."""
+DOUBLES = ("fault_stage", "journal_cases", "pipeline_doubles", "sglang_cases", "tuner_doubles")
+"""What tests share, with asserts in it."""
 
 pytest.register_assert_rewrite(*(f"tests.{name}" for name in DOUBLES))
 worker.PRELOADED += ("lora_autotune.evaluators.measuring",)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,104 +12,24 @@ import pytest
 
 from lora_autotune.errors import JournalError
 from lora_autotune.evaluator import Platform
-from lora_autotune.space import DEFAULT_CONFIGS, Config, SearchSpace, named_space
-from lora_autotune.task import DECODE, PREFILL, Instance, Task
-from lora_autotune.trial import Failure, Measurement, Pruned, Resources, Trial
+from lora_autotune.space import SearchSpace, named_space
+from lora_autotune.task import PREFILL, Instance
+from lora_autotune.trial import Measurement, Trial
 
 optuna = pytest.importorskip("optuna")
 from lora_autotune.journal import Journal  # noqa: E402
-
-PLATFORM = Platform(device="NVIDIA H200", triton="3.6.0")
-TASK = Task(kernel="expand", K=1024, R=64, S=1, chunk_size=16)
-WORKLOAD = (replace(DECODE, weight=3.0), PREFILL)
-SPACE = named_space("wide", "expand")
-DEFAULT = DEFAULT_CONFIGS["expand"]
-TRIALS = [
-    Trial(config=DEFAULT, outcome=Measurement(times_us=(5.1, 200.7))),
-    Trial(
-        config=Config(BLOCK_N=32, BLOCK_K=32, num_warps=4, num_stages=2, maxnreg=96),
-        outcome=Measurement(times_us=(0.1 + 0.2, 1e-7), coarse=True),
-        compile_s=0.57,
-        resources=Resources(registers=96, spill_words=8, smem_bytes=16384),
-    ),
-    Trial(
-        config=Config(BLOCK_N=64, BLOCK_K=32, num_warps=4, num_stages=2),
-        outcome=Failure(kind="resources", message='no "room"\n\u00b5\ud800 \x00'),
-        compile_s=0.1,
-    ),
-    Trial(
-        config=Config(BLOCK_N=48, BLOCK_K=32, num_warps=4, num_stages=2),  # not in the space
-        outcome=Pruned(rule="spills", times_us=(9.0,)),
-    ),
-]
-WRITER = """
-import sys
-from pathlib import Path
-from lora_autotune.journal import Journal
-from tests_shared import PLATFORM, SPACE, TASK, WORKLOAD, measured
-name, start, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-record = Journal(Path(name)).open(TASK, WORKLOAD, PLATFORM, space=SPACE, resume=True)
-print("ready", flush=True)
-sys.stdin.readline()
-for number in range(start, start + count):
-    record.append(measured(number))
-    print(number, flush=True)
-"""
-
-
-def open_record(path: Path, **changes):
-    named = {"workload": WORKLOAD, "platform": PLATFORM, "space": SPACE, "task": TASK} | changes
-    task, workload, platform = named.pop("task"), named.pop("workload"), named.pop("platform")
-    return Journal(path).open(task, workload, platform, **named)
-
-
-def filled(path: Path) -> Path:
-    record = open_record(path)
-    for trial in TRIALS:
-        record.append(trial)
-    return path
-
-
-def study_of(path: Path):
-    backend = optuna.storages.journal.JournalFileBackend(str(path))
-    storage = optuna.storages.JournalStorage(backend)
-    return optuna.load_study(study_name=TASK.key, storage=storage)
-
-
-def writer(folder: Path, path: Path, start: int, count: int) -> subprocess.Popen:
-    (folder / "tests_shared.py").write_text(
-        "from lora_autotune.evaluator import Platform\n"
-        "from lora_autotune.space import Config, named_space\n"
-        "from lora_autotune.task import DECODE, PREFILL, Task\n"
-        "from lora_autotune.trial import Measurement, Trial\n"
-        "from dataclasses import replace\n"
-        f"PLATFORM = {PLATFORM!r}\nTASK = {TASK!r}\n"
-        "WORKLOAD = (replace(DECODE, weight=3.0), PREFILL)\n"
-        "SPACE = named_space('wide', 'expand')\n"
-        "def measured(number):\n"
-        "    return Trial(config=Config(BLOCK_N=16, BLOCK_K=number + 1),\n"
-        "                 outcome=Measurement(times_us=(1.0, number + 1.0)))\n"
-    )
-    root = str(Path(__file__).parent.parent)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, str(folder)])}
-    child = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(path), str(start), str(count)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment,
-        text=True,
-    )
-    assert child.stdout.readline() == "ready\n"
-    return child
-
-
-def go(child: subprocess.Popen) -> None:
-    child.stdin.write("\n")
-    child.stdin.flush()
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+from tests.journal_cases import (  # noqa: E402
+    DEFAULT,
+    PLATFORM,
+    SPACE,
+    TASK,
+    TRIALS,
+    WORKLOAD,
+    filled,
+    names,
+    open_record,
+    study_of,
+)
 
 
 def test_every_trial_comes_back_exactly_and_in_order(tmp_path):
@@ -320,59 +236,6 @@ def test_a_bug_is_not_called_damage(tmp_path):
         record.append(Trial(config=DEFAULT, outcome=Measurement(times_us=(1.0,))))
 
 
-def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path):
-    path = tmp_path / "a.journal"
-    for turn in range(2):
-        child = writer(tmp_path, path, turn * 100_000, 100_000)
-        go(child)
-        acknowledged = [int(child.stdout.readline()) for _ in range(25)]
-        child.send_signal(signal.SIGKILL)
-        acknowledged += [int(line) for line in child.stdout.read().splitlines()]
-        child.wait()
-        child.stdin.close()
-        child.stdout.close()
-        trials = open_record(path, resume=True).trials
-        here = [t.config.BLOCK_K - 1 for t in trials if turn * 100_000 < t.config.BLOCK_K]
-        assert here[: len(acknowledged)] == acknowledged
-        assert len(here) <= len(acknowledged) + 1  # one may be on the disk, and not yet told
-
-
-def test_a_lock_excludes_others_and_goes_with_its_process(tmp_path):
-    path = filled(tmp_path / "a.journal")
-    code = (
-        "import sys, time; from pathlib import Path; from lora_autotune.journal import Journal;"
-        "Journal(Path(sys.argv[1]))._lock.acquire(); print('locked', flush=True); time.sleep(600)"
-    )
-    child = subprocess.Popen(
-        [sys.executable, "-c", code, str(path)],
-        stdout=subprocess.PIPE,
-        cwd=Path(__file__).parent.parent,
-        text=True,
-    )
-    assert child.stdout.readline() == "locked\n"
-    with path.open("rb") as file:
-        with pytest.raises(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        child.kill()
-        child.wait()
-        child.stdout.close()
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    assert open_record(path, resume=True).trials == TRIALS
-    assert names(tmp_path) == [".a.journal", "a.journal"]
-
-
-def test_two_processes_lose_no_trial(tmp_path):
-    path = tmp_path / "a.journal"
-    children = [writer(tmp_path, path, start, 40) for start in (0, 1000)]
-    for child in children:
-        go(child)
-    for child in children:
-        child.communicate()
-        assert child.returncode == 0
-    known = {trial.config.BLOCK_K - 1 for trial in open_record(path, resume=True).trials}
-    assert known == {*range(40), *range(1000, 1040)}
-
-
 def test_a_space_of_other_axes_is_recorded_by_them(tmp_path):
     space = SearchSpace({"BLOCK_N": (16, 64), "BLOCK_K": (16,), "maxnreg": (None, 96)})
     open_record(tmp_path / "a.journal", space=space).append(TRIALS[0])
@@ -418,97 +281,3 @@ def test_what_is_no_record_is_not_moved_either(tmp_path, content):
         Journal(path, fresh=True)
     assert path.read_bytes() == content
     assert not (tmp_path / "a-1.journal").exists()
-
-
-@pytest.mark.parametrize("trials", [0, 3])
-def test_nobody_moves_a_journal_that_another_process_has_open(tmp_path, trials):
-    path = tmp_path / "a.journal"
-    child = writer(tmp_path, path, 0, 3)
-    if trials:
-        go(child)
-        assert [child.stdout.readline() for _ in range(3)] == ["0\n", "1\n", "2\n"]
-    else:
-        before = path.read_bytes()
-        with pytest.raises(JournalError, match=r"a\.journal is in use"):
-            Journal(path, fresh=True)
-        assert path.read_bytes() == before
-        go(child)
-    child.communicate()
-    with Journal(path, fresh=True) as journal:
-        assert journal.aside == tmp_path / "a-1.journal"
-    trials = open_record(tmp_path / "a-1.journal", resume=True).trials
-    assert [trial.config.BLOCK_K for trial in trials] == [1, 2, 3]
-
-
-def test_kill_9_leaves_no_lock_behind(tmp_path):
-    path = tmp_path / "a.journal"
-    child = writer(tmp_path, path, 0, 100_000)
-    go(child)
-    assert child.stdout.readline() == "0\n"
-    with pytest.raises(JournalError, match=r"a\.journal is in use"):
-        Journal(path, fresh=True)
-    child.kill()
-    child.communicate()
-    with Journal(path, fresh=True) as journal:
-        assert journal.aside == tmp_path / "a-1.journal"
-    assert open_record(tmp_path / "a-1.journal", resume=True).trials
-
-
-def test_a_journal_begun_afresh_is_shared_like_any_other(tmp_path):
-    path = tmp_path / "a.journal"
-    with Journal(path, fresh=True) as journal:
-        record = journal.open(TASK, WORKLOAD, PLATFORM, space=SPACE)
-        child = writer(tmp_path, path, 0, 3)
-        go(child)
-        record.append(TRIALS[0])
-        child.communicate()
-        with pytest.raises(JournalError, match=r"a\.journal is in use"):
-            Journal(path, fresh=True)
-    assert len(open_record(path, resume=True).trials) == 4
-    assert names(tmp_path)[:2] == [".a.journal", "a.journal"]
-
-
-def test_a_record_keeps_its_journal_in_use_until_it_is_closed(tmp_path):
-    path = tmp_path / "a.journal"
-    journal = Journal(path)
-    record = journal.open(TASK, WORKLOAD, PLATFORM, space=SPACE)
-    close = journal.close
-    del journal
-    with pytest.raises(JournalError, match=r"a\.journal is in use"):
-        Journal(path, fresh=True)
-    close()
-    Journal(path, fresh=True).close()
-    assert record.trials == []
-
-
-def test_of_processes_that_begin_afresh_at_once_one_does(tmp_path):
-    path = filled(tmp_path / "a.journal")
-    code = (
-        "import sys; from pathlib import Path; from lora_autotune.journal import Journal\n"
-        "from lora_autotune.errors import JournalError\n"
-        "print('ready', flush=True); sys.stdin.readline()\n"
-        "try: journal = Journal(Path(sys.argv[1]), fresh=True); print(journal.aside, flush=True)\n"
-        "except JournalError as error: print(error, flush=True)\n"
-        "sys.stdin.readline()\n"
-    )
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            cwd=Path(__file__).parent.parent,
-            text=True,
-        )
-        for _ in range(3)
-    ]
-    for child in children:
-        assert child.stdout.readline() == "ready\n"
-    for child in children:
-        go(child)
-    said = sorted(child.stdout.readline().strip() for child in children)
-    for child in children:
-        child.communicate("\n")
-    assert said[0] == str(tmp_path / "a-1.journal")
-    assert all("in use" in line for line in said[1:])
-    assert names(tmp_path) == [".a.journal", "a-1.journal", "a.journal"]
-    assert open_record(tmp_path / "a-1.journal", resume=True).trials == TRIALS

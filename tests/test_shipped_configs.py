@@ -13,10 +13,10 @@ import lora_autotune
 from lora_autotune.config_file import FOLDER, read_config_file, version_folder
 from lora_autotune.config_tree import check_tree
 from lora_autotune.evaluators.bounds import foretold_failure
+from lora_autotune.finalist import MIN_GAIN
 from lora_autotune.kernel_set import BUILTIN, set_of
 from lora_autotune.loader import ROOT_VARIABLE, clear_cache, explain_lookup, get_lora_configs
 from lora_autotune.provenance import Provenance, find_provenance, is_provenance
-from lora_autotune.finalist import MIN_GAIN
 from lora_autotune.space import DEFAULT_CONFIGS, Config
 from lora_autotune.task import CHUNK_SIZES, Task, Workload, default_workload
 from lora_autotune.trial import MAX_REGRESSION, relative_cost
