@@ -3,6 +3,7 @@
 What runs in a process of its own starts as a tuner does.
 """
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,29 @@ def files(tmp_path: Path) -> list[str]:
     from tests.cli_runs import landscape_file
 
     return [str(landscape_file(tmp_path, chunk)) for chunk in (16, 64)]
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """An empty root for lookups."""
+    from tests.loader_cases import empty_root
+
+    yield from empty_root(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def log(caplog):
+    """What the loader logs."""
+    caplog.set_level(logging.INFO, logger="lora_autotune.loader")
+    return caplog
+
+
+@pytest.fixture
+def fresh(monkeypatch, caplog):
+    """The plug-in for SGLang as if never asked."""
+    from tests.sglang_cases import forgetful
+
+    yield from forgetful(monkeypatch, caplog)
 
 
 @pytest.fixture

@@ -102,10 +102,6 @@ def forgetful(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture)
     forwards.forget()
 
 
-def said(caplog: pytest.LogCaptureFixture, level: str) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.levelname == level]
-
-
 @functools.cache
 def state(mode: str, **environment: str) -> tuple[str, list[dict[str, int]], str]:
     """What is hooked, what four lookups answer, and the log, in one mode."""

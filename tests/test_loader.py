@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +27,6 @@ from tests.loader_cases import (
     H200,
     HERE,
     TABLE,
-    empty_root,
     marked,
     path_of,
     put,
@@ -37,16 +35,7 @@ from tests.loader_cases import (
     spoil,
 )
 
-
-@pytest.fixture(autouse=True)
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    yield from empty_root(tmp_path, monkeypatch)
-
-
-@pytest.fixture(autouse=True)
-def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    caplog.set_level(logging.INFO, logger="lora_autotune.loader")
-    return caplog
+pytestmark = pytest.mark.usefixtures("root", "log")
 
 
 class TestAnswers:

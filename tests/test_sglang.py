@@ -19,12 +19,10 @@ from lora_autotune.kernels.launcher import launcher
 from lora_autotune.sglang import MODE_VARIABLE, activate
 from lora_autotune.space import DEFAULT_CONFIGS, Config
 from lora_autotune.task import Task, default_workload
-from tests.sglang_cases import H200, HOME, forgetful, module, said, server, state
+from tests.loader_cases import said
+from tests.sglang_cases import H200, HOME, module, server, state
 
-
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Any:
-    yield from forgetful(monkeypatch, caplog)
+pytestmark = pytest.mark.usefixtures("fresh")
 
 
 # --- found, loaded, hooked -----------------------------------------------------------------------

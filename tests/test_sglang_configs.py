@@ -21,15 +21,14 @@ from lora_autotune import loader
 from lora_autotune.config_file import FOLDER, config_file_path, merge_config_file
 from lora_autotune.provenance import is_provenance
 from lora_autotune.sglang import lookups
-from tests.sglang_cases import CONFIGS, H200, HOME, forgetful, module, said, state
+from tests.loader_cases import said
+from tests.sglang_cases import CONFIGS, H200, HOME, module, state
 
 NAME = re.compile(r"lora_(\w+),K=(\d+),R=(\d+),S=(\d+),device=(.+)\.json")
 TABLE = {16: {"BLOCK_N": 32, "BLOCK_K": 64, "num_warps": 2}, 64: {"BLOCK_N": 64, "BLOCK_K": 32}}
 
 
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Any:
-    yield from forgetful(monkeypatch, caplog)
+pytestmark = pytest.mark.usefixtures("fresh")
 
 
 @pytest.mark.parametrize(

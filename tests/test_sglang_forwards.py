@@ -21,12 +21,10 @@ from lora_autotune.kernels.batch import make_batch
 from lora_autotune.provenance import read_provenance_file, write_with_provenance
 from lora_autotune.sglang import MODE_VARIABLE, coverage, forwards
 from lora_autotune.sglang.batches import batch_view
-from tests.sglang_cases import CONFIGS, H200, forgetful, module, said, server
+from tests.loader_cases import said
+from tests.sglang_cases import CONFIGS, H200, module, server
 
-
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Any:
-    yield from forgetful(monkeypatch, caplog)
+pytestmark = pytest.mark.usefixtures("fresh")
 
 
 def batch_info(rows: int = 40, *, graph: bool = False, surplus: int = 0, **changes: Any) -> Any:

@@ -56,9 +56,9 @@ def _judge(
     variable: str,
     stops: tuple[Ability, ...],
 ) -> dict[str, Any]:
-    existing = _nearest(folder)
+    existing = nearest(folder)
     facts: dict[str, Any] = {"path": str(folder), "exists": folder.is_dir()}
-    error = _write_error(existing)
+    error = write_error(existing)
     if error is not None:
         fact = f"{what} {folder} cannot be written: {error}"
         book.problem(fact, f"export {variable}=DIR, one that can be written", stops=stops)
@@ -81,7 +81,7 @@ def _judge(
     return facts
 
 
-def _nearest(folder: Path) -> Path:
+def nearest(folder: Path) -> Path:
     """The folder, or of those above it the first that is there."""
     folder = folder.absolute()
     while not os.path.lexists(folder) and folder != folder.parent:
@@ -89,7 +89,7 @@ def _nearest(folder: Path) -> Path:
     return folder
 
 
-def _write_error(folder: Path) -> str | None:
+def write_error(folder: Path) -> str | None:
     """Why no file can be made there: tried, since root may do what permissions deny."""
     try:
         with tempfile.TemporaryFile(dir=folder):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_autotune.doctor.child import run
+from lora_autotune.doctor.disk import nearest, write_error
 from lora_autotune.doctor.finding import Ability, Notebook, Section
 
 OLDEST = {"torch": "2.8", "triton": "3.4", "optuna": "5.0", "rich": "13.7"}
@@ -119,8 +120,7 @@ def _judge_bytecode(book: Notebook) -> list[str]:
 
 def _may_write(bytecode: Path) -> bool:
     """Whether the next import leaves it there."""
-    folder = next(parent for parent in bytecode.parents if parent.exists())
-    return not sys.dont_write_bytecode and os.access(folder, os.W_OK)
+    return not sys.dont_write_bytecode and write_error(nearest(bytecode.parent)) is None
 
 
 def _numbers(version: str) -> tuple[int, ...]:

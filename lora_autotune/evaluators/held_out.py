@@ -45,15 +45,7 @@ class CudaHeldOut:
         self, configs: Sequence[Config], /, *, rounds: int
     ) -> list[list[tuple[float, ...] | Failure]]:
         """Time configs against each other, interleaved."""
-        self._pipeline.wait_until_open()
-        self.prepare(configs)
-        refused: dict[Config, Failure] = {}
-        for part in self._parts:
-            refused |= self._pipeline.compile_missing(part, configs)
-        running = [config for config in configs if config not in refused]
-        self._lane.compiled.update(running)
-        results = iter(self._pipeline.remeasure(self._lane, running, rounds))
-        return [[refused[c]] * rounds if c in refused else next(results) for c in configs]
+        return self._pipeline.remeasure(self._lane, configs, rounds, self._parts)
 
     def close(self) -> None:
         """Abandon what is under way; the machine stays."""

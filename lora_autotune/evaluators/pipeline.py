@@ -6,6 +6,7 @@ wait while anything is left to do.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -139,10 +140,15 @@ class Pipeline:
                 self._receive(worker)
         self._feed()
 
-    def remeasure(self, lane: Lane, configs: Sequence[Config], rounds: int) -> Rounds:
-        """Measure again, and wait for it; see Evaluator.remeasure."""
+    def remeasure(
+        self, lane: Lane, configs: Sequence[Config], rounds: int, parts: Sequence[Lane] = ()
+    ) -> Rounds:
+        """Measure again, and wait for it; see Evaluator.remeasure.
+
+        Where a lane has parts, one for each of its batches, they compile what it measures.
+        """
         self.wait_until_open()
-        refused = self.compile_missing(lane, configs)
+        refused = self._compile_missing(parts or (lane,), configs)
         contest = Contest(lane, [c for c in configs if c not in refused], rounds)
         self._contests.append(contest)
         self._feed()
@@ -167,18 +173,21 @@ class Pipeline:
                 self._waiting.appendleft(candidate)
         self._feed()
 
-    def compile_missing(self, lane: Lane, configs: Sequence[Config]) -> dict[Config, Failure]:
+    def _compile_missing(
+        self, lanes: Sequence[Lane], configs: Sequence[Config]
+    ) -> dict[Config, Failure]:
         """Compile what is missing for a contest, and wait; returns what cannot be compiled."""
-        self.prepare(lane, configs)
+        for lane in lanes:
+            self.prepare(lane, configs)
         refused = {}
-        for config in dict.fromkeys(configs):
+        for lane, config in itertools.product(lanes, dict.fromkeys(configs)):
             candidate = lane.preparing.get(config)
             if candidate is None:
                 continue
             while candidate.compiled is None:
                 self.pump(math.inf)
             if candidate.compiled.failure is not None:
-                refused[candidate.config] = candidate.compiled.failure
+                refused[config] = candidate.compiled.failure
         return refused
 
     def _feed(self) -> None:
