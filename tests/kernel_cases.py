@@ -72,7 +72,7 @@ def close(output, reference, dtype, *case):
 def main(device, dtype_name):
     dtype = getattr(torch, dtype_name)
     unequal = [0, 40, 56, 72]
-    plain, rounds = {}, {"rounds": True}
+    plain, rounds = {"ahead": True}, {"rounds": True, "ahead": True}
     split = rounds | {"parts": 4, "walk": 4}
     group = {"group": 4, "walk": 2}
     check(dtype, device, 16, 16, [16, 0, 7, 16], 16, 16, unequal, plain, 0)
@@ -84,6 +84,8 @@ def main(device, dtype_name):
     check(dtype, device, 16, 32, [32, 16, 0, 3], 16, 64, [0, 48], group | {"parts": 2}, 0)
     check(dtype, device, 16, 16, [16, 16, 0, 16], 32, 16, unequal, rounds | {"parts": 3}, 0)
     check(dtype, device, 64, 16, [16, 8, 0, 16], 128, 64, [0, 64, 128], plain, 0)
+    check(dtype, device, 128, 16, [16, 7, 0, 16], 32, 32, unequal, plain | {"parts": 2}, 0)
+    check(dtype, device, 128, 16, [16, 16, 0, 16], 64, 64, [0, 64], rounds, 0, cut=70)
     check(dtype, device, 32, 16, [16, 16, 16, 0], 32, 32, [0, 48], rounds, 0, cut=5)
     check(dtype, device, 32, 16, [16, 8, 0, 16], 32, 32, [0, 48], rounds | group, 0, cut=3)
     for schedule in (group, rounds | group, group | {"parts": 2}):

@@ -46,10 +46,14 @@ def test_no_segment_could_be_saved(owners, chunk_size):
 
 
 @settings(deadline=None)
-@given(OWNERS, st.sampled_from([16, 32]), st.integers(0, 5))
-def test_likely_segments_is_an_upper_bound(owners, chunk_size, surplus):
+@given(OWNERS, st.sampled_from([16, 32, 128]), st.integers(0, 5))
+def test_likely_segments_and_pieces_are_upper_bounds(owners, chunk_size, surplus):
     batch = batch_of(owners, chunk_size, surplus)
     assert batch.num_segs <= batch.sizes.likely_segments or not owners
+    lengths = batch.seg_indptr.diff().tolist()
+    pieces = [-(-length // batch.sizes.piece_rows) for length in lengths]
+    assert sum(pieces) <= batch.sizes.likely_pieces
+    assert max(pieces, default=0) <= batch.sizes.pieces
 
 
 def test_a_short_buffer_is_refused():

@@ -45,7 +45,7 @@ def test_no_batch_needs_more_than_is_foretold(chunk_size):
         schedule = shrink_schedule(sizes, columns, task.K, config.as_dict(), H200.multiprocessors)
         block_n, block_k = schedule.tile or (config.BLOCK_N, config.BLOCK_K)
         tile = block_n * schedule.together, block_k
-        needed = pipeline_bytes(schedule.group * chunk_size, tile, config, H200)
+        needed = pipeline_bytes(schedule.group * sizes.piece_rows, tile, config, H200)
         foretold = served_smem_bytes(task, config, H200)
         assert needed <= foretold, (task, config, sizes, schedule)
         reached.add((needed == foretold, schedule.together > 1, schedule.tile is None))

@@ -34,7 +34,7 @@ def least_smem_bytes(task, config):
     batch = planned_batch(task, *WORKLOAD)
     schedule = schedule_of(task, batch, config.as_dict(), H200.multiprocessors)
     tile = schedule.tile or (config.BLOCK_N, config.BLOCK_K)
-    return pipeline_bytes(schedule.group * task.chunk_size, tile, config, H200)
+    return pipeline_bytes(schedule.group * batch.sizes.piece_rows, tile, config, H200)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

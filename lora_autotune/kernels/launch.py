@@ -12,7 +12,7 @@ from lora_autotune.kernels.batch import Batch, BatchSizes
 from lora_autotune.kernels.blank import empty
 from lora_autotune.kernels.expand import expand_kernel
 from lora_autotune.kernels.overlap import overlap_options
-from lora_autotune.kernels.prefetch import prefetches
+from lora_autotune.kernels.prefetch import LINE, prefetches
 from lora_autotune.kernels.schedule import Schedule, cdiv, expand_schedule, shrink_schedule
 from lora_autotune.kernels.shrink import shrink_kernel
 from lora_autotune.kernels.variant import Variant
@@ -94,13 +94,14 @@ def shrink_launch(
         schedule: how the work maps to programs; None: as suits the batch and the device.
     """
     columns, width = weights.shape[1:]
+    sizes = batch.sizes
     plan = _shrink_plan(
-        batch.sizes, columns, width, num_slices, tuple(config.items()), x.device, schedule
+        sizes, columns, width, num_slices, tuple(config.items()), x.device, schedule
     )
     partials, arrivals = output, batch.seg_indptr  # stand-ins: not touched by whole sums
     if plan.whole is not None:
         parts, spans, _ = plan.grid
-        counters = arrival_counters(x.device, spans * batch.weight_indices.shape[0])
+        counters = arrival_counters(x.device, spans * sizes.grid_segments * sizes.pieces)
         if counters is None:
             plan = plan.whole
         else:
@@ -140,11 +141,10 @@ def _shrink_plan(
     config = dict(items)
     if schedule is None:
         schedule = shrink_schedule(sizes, columns, width, config, _multiprocessors(device))
-    tile = dict(items)
-    if schedule.tile is not None:
-        tile["BLOCK_N"], tile["BLOCK_K"] = schedule.tile
+    config = _scheduled(config, schedule)
     inner = _inner_runs(sizes, schedule)
-    spans = cdiv(columns, tile["BLOCK_N"] * schedule.together)
+    wide = config["BLOCK_N"] * schedule.together
+    spans = cdiv(columns, wide)
     groups = _groups(sizes, schedule) + inner
     constants = {
         "K": width,
@@ -152,11 +152,12 @@ def _shrink_plan(
         "S": num_slices,
         "ROUNDS": schedule.rounds,
         "GROUP": schedule.group,
+        "PIECES": sizes.pieces,
         "SPLIT": False,
         "TOGETHER": schedule.together,
-        "BLOCK_M": sizes.chunk_size,
-        **overlap_options(device),
-        **tile,
+        "BLOCK_M": sizes.piece_rows,
+        **overlap_options(device, lines=_lines(wide * width, schedule)),
+        **config,
     }
     whole = _Plan(
         variant=_variant(shrink_kernel, tuple(constants.items())),
@@ -233,25 +234,27 @@ def _expand_plan(
     schedule: Schedule | None,
 ) -> _Plan:
     config = dict(items)
-    tiles = cdiv(output_dim, config["BLOCK_N"])
     if schedule is None:
-        schedule = expand_schedule(sizes, tiles, _multiprocessors(device))
+        schedule = expand_schedule(sizes, output_dim, rank, config, _multiprocessors(device))
+    config = _scheduled(config, schedule)
     inner = _inner_runs(sizes, schedule)
+    spans = cdiv(output_dim, config["BLOCK_N"])
     constants = {
         "OUTPUT_DIM": output_dim,
         "R": rank,
         "S": slices,
         "ROUNDS": schedule.rounds,
         "GROUP": schedule.group,
-        "PREFETCH": prefetches(device, sizes.chunk_size * schedule.group),
+        "PIECES": sizes.pieces,
+        "PREFETCH": prefetches(device, sizes.piece_rows * schedule.group),
         "RAGGED_K": min(RAGGED_COLUMNS, 1 << (rank - 1).bit_length()),
-        "BLOCK_M": sizes.chunk_size,
-        **overlap_options(device),
+        "BLOCK_M": sizes.piece_rows,
+        **overlap_options(device, lines=_lines(config["BLOCK_N"] * rank, schedule)),
         **config,
     }
     return _Plan(
         variant=_variant(expand_kernel, tuple(constants.items())),
-        grid=(cdiv(tiles, schedule.walk), 1, _groups(sizes, schedule) + inner),
+        grid=(cdiv(spans, schedule.walk), 1, _groups(sizes, schedule) + inner),
         inner=inner,
         walk=schedule.walk,
     )
@@ -260,6 +263,22 @@ def _expand_plan(
 @cache
 def _variant(kernel: Any, constants: tuple[tuple[str, Any], ...]) -> Variant:
     return Variant(kernel, dict(constants))
+
+
+def _scheduled(config: dict[str, int], schedule: Schedule) -> dict[str, int]:
+    """A config with what its schedule has in place of its own."""
+    if schedule.tile is not None:
+        config = config | dict(zip(("BLOCK_N", "BLOCK_K"), schedule.tile, strict=True))
+    if schedule.maxnreg is not None:
+        config = {name: value for name, value in config.items() if name != "maxnreg"}
+    if schedule.maxnreg:
+        config["maxnreg"] = schedule.maxnreg
+    return config
+
+
+def _lines(weights: int, schedule: Schedule) -> int:
+    """Lines of weights that a program fetches ahead, for Triton a power of two; 0: none."""
+    return 1 << (cdiv(weights, LINE) - 1).bit_length() if schedule.ahead else 0
 
 
 def _inner_runs(sizes: BatchSizes, schedule: Schedule) -> int:
@@ -271,7 +290,7 @@ def _groups(sizes: BatchSizes, schedule: Schedule) -> int:
     segments = sizes.grid_segments
     if schedule.rounds:  # one program at least finds what is beyond the likely segments
         segments = min(segments, max(1, sizes.likely_segments))
-    return cdiv(segments, schedule.group)
+    return cdiv(segments, schedule.group) * sizes.pieces
 
 
 @cache

@@ -91,7 +91,7 @@ class _Builtin:
     ) -> Schedule:
         if task.kernel == "shrink":
             return shrink_schedule(batch.sizes, task.S * task.R, task.K, config, multiprocessors)
-        return expand_schedule(batch.sizes, -(-task.K // config["BLOCK_N"]), multiprocessors)
+        return expand_schedule(batch.sizes, task.K, task.R, config, multiprocessors)
 
     def launch(
         self,

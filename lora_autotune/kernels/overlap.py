@@ -30,8 +30,13 @@ def after_previous_launch(OVERLAP: tl.constexpr):
         gdc_launch_dependents()
 
 
-def overlap_options(device: torch.device | Literal["nowhere"]) -> dict[str, Any]:
-    """Compile-time argument and launch option of a kernel whose operands are on a device."""
+def overlap_options(device: torch.device | Literal["nowhere"], *, lines: int) -> dict[str, Any]:
+    """Compile-time arguments and launch option of a kernel whose operands are on a device.
+
+    Args:
+        device: theirs.
+        lines: of weights that are fetched before the wait, where there is one.
+    """
     if capability(device) >= LEAST_CAPABILITY:
-        return {"OVERLAP": True, "launch_pdl": True}
-    return {"OVERLAP": False}
+        return {"AHEAD": lines, "OVERLAP": True, "launch_pdl": True}
+    return {"AHEAD": 0, "OVERLAP": False}

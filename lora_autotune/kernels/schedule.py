@@ -6,23 +6,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lora_autotune.kernels.batch import BatchSizes
+from lora_autotune.kernels.batch import TALL_ROWS, BatchSizes
 
-GROUPED_ROWS = 64
-"""Rows that the segments of one program have together, where there are enough of them."""
-
-MIDDLE_COLUMNS, TALL_COLUMNS, LEAST_DEPTH = 32, 64, 32
+MIDDLE_COLUMNS, TALL_COLUMNS = 32, 64
 """Columns of a tall tile of shrink where those of TALL_COLUMNS would be few, and columns that it
-has at least where they are many; and the least BLOCK_K that is left to it."""
+has at least where they are many."""
+
+LEAST_DEPTH, MIDDLE_DEPTH = 32, 128
+"""The least BLOCK_K that is left to a tall tile, and the most of one where they are few."""
 
 LOW_ROWS, BROAD_COLUMNS = 32, 32
-"""Largest chunk size of low tiles, and columns of one of shrink where narrower ones would crowd."""
+"""Most rows of low tiles, and columns of one of shrink where narrower ones would crowd."""
+
+LOW_COLUMNS, LEAST_STEP, LOW_STEP, LOW_REGISTERS = 128, 16, 32, 128
+"""Columns of a low tile of expand; elements of the rank in a step: as the rank has, from the least
+that can be multiplied on; and registers that a thread may have where there are several steps."""
 
 CROWDED = 0.8
 """So many programs of narrow low tiles for each multiprocessor are a crowd."""
 
 MANY = 1.4
-"""So many tiles of 64 rows and TALL_COLUMNS for each multiprocessor are many."""
+"""So many tiles of TALL_ROWS and TALL_COLUMNS for each multiprocessor are many."""
 
 MAX_STEP = 24 * 1024
 """Most elements of x and of the weights in one step over K: more, and no pipeline fits."""
@@ -58,19 +62,23 @@ class Schedule:
     Attributes:
         group: consecutive segments that one program takes together: those with the adapter of the
             first, as one tile.
-        tile: BLOCK_N and BLOCK_K of shrink in place of its config's; None: its config's.
+        tile: BLOCK_N and BLOCK_K in place of the config's; None: the config's.
+        maxnreg: in place of the config's; 0: no limit, None: the config's.
         together: column tiles of shrink that one program sums up at once, from one x tile.
         parts: programs among which shrink's sum over K is divided.
         walk: output tiles of expand that one program walks.
+        ahead: the weights are fetched into the L2 while the launch in front still runs.
         rounds: the grid covers the segments of a batch that is cut into whole chunks, not the whole
             buffer; programs go on to those behind, should there be any.
     """
 
     group: int = 1
     tile: tuple[int, int] | None = None
+    maxnreg: int | None = None
     together: int = 1
     parts: int = 1
     walk: int = 1
+    ahead: bool = False
     rounds: bool = False
 
 
@@ -96,36 +104,50 @@ def shrink_schedule(
         config: BLOCK_N and BLOCK_K.
         multiprocessors: of the device.
     """
-    rows, chunk_size = sizes.rows, sizes.chunk_size
     own = config["BLOCK_N"], config["BLOCK_K"]
-    tile, group, segments = own, 1, sizes.likely_segments
+    tile, group, runs = own, 1, sizes.likely_pieces
     whole = _mostly_whole(sizes)
     if whole:
-        group = max(1, GROUPED_ROWS // chunk_size)
-        segments = cdiv(rows, group * chunk_size)
-    tiles = shrink_tiles(own, columns, chunk_size)
-    is_low = not whole and chunk_size <= LOW_ROWS and segments < multiprocessors
-    if whole and cdiv(rows, GROUPED_ROWS) * cdiv(columns, TALL_COLUMNS) < MANY * multiprocessors:
+        group = TALL_ROWS // sizes.piece_rows
+        runs = cdiv(sizes.rows, TALL_ROWS)
+    tiles = shrink_tiles(own, columns, sizes.piece_rows)
+    is_low = not whole and sizes.piece_rows <= LOW_ROWS and runs < multiprocessors
+    if whole and runs * cdiv(columns, TALL_COLUMNS) < MANY * multiprocessors:
         tile = tiles.middle
-    elif whole or segments >= multiprocessors:
+    elif whole or runs >= multiprocessors:
         tile = tiles.wide
-    elif is_low and _low_programs(segments, columns, width, own, multiprocessors) > CROWDED:
+    elif is_low and _low_programs(runs, columns, width, own, multiprocessors) > CROWDED:
         tile = tiles.broad
     spans = cdiv(columns, tile[0])
     together = parts = 1
-    if segments >= multiprocessors:
-        step = (group * chunk_size + spans * tile[0]) * tile[1]
-        together = 1 if spans > MAX_TOGETHER or step > MAX_STEP else spans
+    if runs >= multiprocessors:
+        together = tiles_together(group * sizes.piece_rows, tile, columns)
     else:
         kind = "tall" if whole else "narrow" if tile[0] < BROAD_COLUMNS else "broad"
-        parts = _parts(segments * spans / multiprocessors, width, kind, is_low=is_low)
+        parts = _parts(runs * spans / multiprocessors, width, tile[1], kind, is_low=is_low)
     return Schedule(
         group=group,
         tile=None if tile == own else tile,
         together=together,
         parts=parts,
+        ahead=(
+            is_low and parts == 1 and runs * spans <= multiprocessors and _reads_weights_once(sizes)
+        ),
         rounds=_is_padded(sizes),
     )
+
+
+def tiles_together(rows: int, tile: tuple[int, int], columns: int) -> int:
+    """Column tiles that one shrink program sums up at once, where there are programs enough.
+
+    Args:
+        rows: of a tile.
+        tile: its BLOCK_N and BLOCK_K.
+        columns: S * R.
+    """
+    spans = cdiv(columns, tile[0])
+    step = (rows + spans * tile[0]) * tile[1]
+    return 1 if spans > MAX_TOGETHER or step > MAX_STEP else spans
 
 
 class Tiles(NamedTuple):
@@ -142,37 +164,38 @@ class Tiles(NamedTuple):
     wide: tuple[int, int]
 
 
-def shrink_tiles(own: tuple[int, int], columns: int, chunk_size: int) -> Tiles:
+def shrink_tiles(own: tuple[int, int], columns: int, rows: int) -> Tiles:
     """Those that stand in for a config's own.
 
     Args:
         own: BLOCK_N and BLOCK_K of the config.
         columns: S * R.
-        chunk_size: most rows in a segment.
+        rows: most rows in a piece of a segment.
     """
     block_n, block_k = _widened(own, min(columns, MIDDLE_COLUMNS))
-    is_broad = chunk_size <= LOW_ROWS and columns >= BROAD_COLUMNS
+    is_broad = rows <= LOW_ROWS and columns >= BROAD_COLUMNS
     return Tiles(
         broad=(max(own[0], BROAD_COLUMNS), own[1]) if is_broad else own,
-        middle=(min(block_n, MIDDLE_COLUMNS), block_k),
+        middle=(min(block_n, MIDDLE_COLUMNS), min(block_k, MIDDLE_DEPTH)),
         wide=_widened(own, min(columns, TALL_COLUMNS)),
     )
 
 
 def _low_programs(
-    segments: int, columns: int, width: int, tile: tuple[int, int], multiprocessors: int
+    runs: int, columns: int, width: int, tile: tuple[int, int], multiprocessors: int
 ) -> float:
     """Programs of low tiles for each multiprocessor, those of a divided sum counted in."""
-    load = segments * cdiv(columns, tile[0]) / multiprocessors
-    return load * _parts(load, width, "narrow", is_low=True)
+    load = runs * cdiv(columns, tile[0]) / multiprocessors
+    return load * _parts(load, width, tile[1], "narrow", is_low=True)
 
 
-def _parts(load: float, width: int, kind: str, *, is_low: bool) -> int:
-    """Programs among which the sum is divided.
+def _parts(load: float, width: int, depth: int, kind: str, *, is_low: bool) -> int:
+    """Programs among which the sum is divided, each of them with something to do.
 
     Args:
         load: programs for each multiprocessor with sums that are not divided.
         width: K.
+        depth: BLOCK_K.
         kind: one of BUSY.
         is_low: whether tiles are of few rows.
     """
@@ -183,7 +206,8 @@ def _parts(load: float, width: int, kind: str, *, is_low: bool) -> int:
         if not (more or spare):
             break
         parts *= 2
-    return parts
+    steps = cdiv(width, depth)
+    return cdiv(steps, cdiv(steps, parts))
 
 
 def _widened(tile: tuple[int, int], columns: int) -> tuple[int, int]:
@@ -194,20 +218,48 @@ def _widened(tile: tuple[int, int], columns: int) -> tuple[int, int]:
     return block_n, block_k
 
 
-def expand_schedule(sizes: BatchSizes, tiles: int, multiprocessors: int) -> Schedule:
+def expand_schedule(
+    sizes: BatchSizes, width: int, rank: int, config: Mapping[str, int], multiprocessors: int
+) -> Schedule:
     """Tall tiles as for shrink; then as many a program as leave a multiprocessor 6 programs.
+
+    What is best for few rows hardly depends on the shape, and is not what is best for many: so a
+    config's own tile and registers are for those.
 
     Args:
         sizes: of the batch.
-        tiles: output tiles of one segment.
+        width: K, of the output.
+        rank: R.
+        config: BLOCK_N and BLOCK_K.
         multiprocessors: of the device.
     """
-    group = _group(sizes, tiles, multiprocessors)
-    groups = cdiv(sizes.likely_segments, group)
+    own = config["BLOCK_N"], config["BLOCK_K"]
+    group = _group(sizes, cdiv(width, own[0]), multiprocessors)
+    is_low = group * sizes.piece_rows <= LOW_ROWS
+    tile, maxnreg = own, None
+    if is_low:
+        tile = LOW_COLUMNS, _low_step(rank)
+        maxnreg = LOW_REGISTERS if rank > LEAST_STEP else 0
+    spans = cdiv(width, tile[0])
+    runs = cdiv(sizes.likely_pieces, group)
     walk = MAX_WALK
-    while walk > 1 and groups * cdiv(tiles, walk) < 6 * multiprocessors:
+    while walk > 1 and runs * cdiv(spans, walk) < 6 * multiprocessors:
         walk //= 2
-    return Schedule(group=group, walk=walk, rounds=_is_padded(sizes))
+    return Schedule(
+        group=group,
+        tile=None if tile == own else tile,
+        maxnreg=maxnreg,
+        walk=walk,
+        ahead=is_low and _reads_weights_once(sizes),
+        rounds=_is_padded(sizes),
+    )
+
+
+def _low_step(rank: int) -> int:
+    step = LEAST_STEP
+    while step < min(rank, LOW_STEP):
+        step *= 2
+    return step
 
 
 def _is_padded(sizes: BatchSizes) -> bool:
@@ -215,11 +267,15 @@ def _is_padded(sizes: BatchSizes) -> bool:
 
 
 def _group(sizes: BatchSizes, tiles: int, multiprocessors: int) -> int:
-    group = max(1, GROUPED_ROWS // sizes.chunk_size)
-    enough = sizes.rows // (sizes.chunk_size * group) * tiles >= multiprocessors
-    return group if _mostly_whole(sizes) and enough else 1
+    enough = sizes.rows // TALL_ROWS * tiles >= multiprocessors
+    return TALL_ROWS // sizes.piece_rows if _mostly_whole(sizes) and enough else 1
+
+
+def _reads_weights_once(sizes: BatchSizes) -> bool:
+    """Whether most adapters have the rows of one program, so that no other fetches its weights."""
+    return sizes.rows // sizes.piece_rows <= sizes.adapters
 
 
 def _mostly_whole(sizes: BatchSizes) -> bool:
     """Whether most groups of segments have one adapter only, and as many rows as they can have."""
-    return sizes.rows >= 2 * sizes.adapters * GROUPED_ROWS
+    return sizes.rows >= 2 * sizes.adapters * TALL_ROWS

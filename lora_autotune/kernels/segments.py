@@ -1,9 +1,10 @@
-"""Which segments a program works off: several short ones as one tall tile, where it can.
+"""Which rows a program works off: several short segments as one tall tile, where it can.
 
 Segments are contiguous in permuted order. GROUP of them are a group, and those of a group that
 follow each other and have one adapter are a run: one range of rows, one tile. A program takes the
 run that a group begins with. Where adapters change within a group another run begins, an inner one;
-those are few, and have programs of their own behind those of the groups.
+those are few, and have programs of their own behind those of the groups. A segment that is longer
+than a tile has PIECES of ROWS rows, with a program for each; it is a group of its own then.
 """
 
 from __future__ import annotations
@@ -31,8 +32,14 @@ def inner_run(weight_indices, num_segs, place, GROUP: tl.constexpr):
 
 
 @triton.jit
-def rows_of_run(seg_indptr, weight_indices, segment, num_segs, GROUP: tl.constexpr):
-    """(first row in permuted order, rows) of the run that begins at a segment."""
+def rows_of_run(
+    seg_indptr, weight_indices, segment, piece, num_segs,
+    GROUP: tl.constexpr, PIECES: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """(first row in permuted order, rows) of the run that begins at a segment, or of its piece.
+
+    Behind the last rows there are less than none.
+    """
     used = segment < num_segs
     end = segment + 1
     if GROUP > 1:
@@ -44,15 +51,19 @@ def rows_of_run(seg_indptr, weight_indices, segment, num_segs, GROUP: tl.constex
         own = tl.load(weight_indices + segment, mask=used, other=0)
         end = tl.min(tl.where(behind & (adapters != own), g, stop), axis=0)
     start = tl.load(seg_indptr + segment)
-    return start, tl.where(used, tl.load(seg_indptr + tl.where(used, end, segment)) - start, 0)
+    length = tl.where(used, tl.load(seg_indptr + tl.where(used, end, segment)) - start, 0)
+    if PIECES > 1:
+        start += piece * ROWS
+        length = tl.minimum(length - piece * ROWS, ROWS)
+    return start, length
 
 
 @triton.jit
-def rows_beyond_grid(seg_indptr, num_segs, groups, GROUP: tl.constexpr):
-    """Whether segments behind those of the groups that the launch grid covers hold rows.
+def rows_beyond_grid(seg_indptr, num_segs, segments):
+    """Whether segments behind the first few, which the launch grid covers, hold rows.
 
     The grid covers what a batch can have whose adapters' runs are cut into whole chunks; a batch
     that is cut finer is worked off in rounds.
     """
-    covered = tl.minimum(groups * GROUP, num_segs)
+    covered = tl.minimum(segments, num_segs)
     return tl.load(seg_indptr + covered) < tl.load(seg_indptr + num_segs)

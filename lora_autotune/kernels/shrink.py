@@ -6,7 +6,14 @@ import triton
 import triton.language as tl
 
 from lora_autotune.kernels.overlap import after_previous_launch
+from lora_autotune.kernels.prefetch import fetch_weights
 from lora_autotune.kernels.segments import inner_run, rows_beyond_grid, rows_of_run
+
+
+@triton.jit
+def _part_of_sum(part, parts, K: tl.constexpr, BLOCK_K: tl.constexpr):
+    share = tl.cdiv(tl.cdiv(K, BLOCK_K), parts) * BLOCK_K
+    return part * share, tl.minimum(part * share + share, K)
 
 
 @triton.jit
@@ -30,6 +37,7 @@ def _shrink_rows(
     S: tl.constexpr,
     SPLIT: tl.constexpr,
     TOGETHER: tl.constexpr,
+    AHEAD: tl.constexpr,
     OVERLAP: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -43,16 +51,17 @@ def _shrink_rows(
     k = tl.arange(0, BLOCK_K)
     live = m < length
     rows = tl.load(permutation + start + m, mask=live, other=0).to(tl.int64)
+    has_work = (length > 0) & (column < rank * S)
+    own = weights + adapter * (N * K)
+    if AHEAD > 0 and has_work:
+        fetch_weights(own, column * K, AHEAD, BLOCK_N * TOGETHER * K, N * K)
     after_previous_launch(OVERLAP)
-    if (length > 0) & (column < rank * S):
-        begin = 0
-        end = K
+    if has_work:
+        begin, end = 0, K
         if SPLIT:
-            share = tl.cdiv(tl.cdiv(K, BLOCK_K), parts) * BLOCK_K
-            begin = part * share
-            end = tl.minimum(begin + share, K)
+            begin, end = _part_of_sum(part, parts, K, BLOCK_K)
         x_tile = x + rows[:, None] * K + (begin + k)[None, :]
-        w_tile = weights + adapter * (N * K) + n[None, :] * K + (begin + k)[:, None]
+        w_tile = own + n[None, :] * K + (begin + k)[:, None]
         sums = ()
         for _ in tl.static_range(TOGETHER):
             sums = sums + (tl.zeros((ROWS, BLOCK_N), dtype=tl.float32),)  # noqa: RUF005 - Triton
@@ -80,13 +89,13 @@ def _shrink_rows(
             tile = output + rows[:, None] * N + n[None, :] + i * BLOCK_N
             if SPLIT:
                 # Who comes last adds the parts up, in their order: two launches give equal bits.
-                own = partials + (rows * parts)[:, None] * N + n[None, :]
-                tl.store(own + part * N, sums[i], mask=mask)
+                shares = partials + (rows * parts)[:, None] * N + n[None, :]
+                tl.store(shares + part * N, sums[i], mask=mask)
                 tl.debug_barrier()
                 if tl.atomic_add(arrivals + slot, 1, sem="acq_rel") == parts - 1:
                     total = tl.zeros((ROWS, BLOCK_N), dtype=tl.float32)
                     for j in range(parts):
-                        total += tl.load(own + j * N, mask=mask, other=0.0, cache_modifier=".cg")
+                        total += tl.load(shares + j * N, mask=mask, other=0.0, cache_modifier=".cg")
                     tl.store(tile, total.to(output.dtype.element_ty), mask=mask)
                     tl.store(arrivals + slot, 0)
             else:
@@ -96,6 +105,7 @@ def _shrink_rows(
 @triton.jit
 def _shrink_run(
     segment,
+    piece,
     x,
     weights,
     output,
@@ -111,25 +121,29 @@ def _shrink_run(
     R: tl.constexpr,
     S: tl.constexpr,
     GROUP: tl.constexpr,
+    PIECES: tl.constexpr,
     SPLIT: tl.constexpr,
     TOGETHER: tl.constexpr,
+    AHEAD: tl.constexpr,
     OVERLAP: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """This program's tiles of the run that begins at a segment."""
+    """This program's tiles of the run that begins at a segment, or of its piece."""
     part = tl.program_id(0)
     column = tl.program_id(1) * BLOCK_N * TOGETHER
-    start, length = rows_of_run(seg_indptr, weight_indices, segment, num_segs, GROUP)
+    start, length = rows_of_run(
+        seg_indptr, weight_indices, segment, piece, num_segs, GROUP, PIECES, BLOCK_M
+    )
     used = segment < num_segs
     adapter = tl.load(weight_indices + segment, mask=used, other=0).to(tl.int64)
     rank = tl.load(lora_ranks + adapter)
-    slot = segment * tl.num_programs(1) + tl.program_id(1)
+    slot = (segment * PIECES + piece) * tl.num_programs(1) + tl.program_id(1)
     _shrink_rows(
         x, weights, output, partials, arrivals, permutation, start, length, adapter, rank,
-        column, part, parts, slot, K, R, S, SPLIT, TOGETHER, OVERLAP, GROUP * BLOCK_M, BLOCK_N,
-        BLOCK_K,
+        column, part, parts, slot, K, R, S, SPLIT, TOGETHER, AHEAD, OVERLAP, GROUP * BLOCK_M,
+        BLOCK_N, BLOCK_K,
     )  # fmt: skip
 
 
@@ -152,8 +166,10 @@ def shrink_kernel(
     S: tl.constexpr,
     ROUNDS: tl.constexpr,
     GROUP: tl.constexpr,
+    PIECES: tl.constexpr,
     SPLIT: tl.constexpr,
     TOGETHER: tl.constexpr,
+    AHEAD: tl.constexpr,
     OVERLAP: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -162,13 +178,15 @@ def shrink_kernel(
     """Tiles of ``output[rows] = x[rows] @ weights[adapter].T`` for GROUP consecutive segments.
 
     Shapes: x (s, K), weights (adapters, S * R, K), output (s, S * R); the launch grid is (parts,
-    TOGETHER column tiles each, groups of segments and ``inner`` programs for the runs that begin
-    within one). An adapter of rank r fills columns [0, S * r).
+    TOGETHER column tiles each, groups of segments or PIECES of one, and ``inner`` programs for the
+    runs that begin within a group). An adapter of rank r fills columns [0, S * r).
     Its last tile is written whole: columns up to S * R hold no meaning, and a bound that the
     compiler does not know would cost the 16-byte stores. With SPLIT the sum over K is cut into
-    ``parts``; partials (s, parts, S * R) float32 holds them, arrivals (segments * tiles) int32
-    counts who has come, and is zero before and after; TOGETHER is 1 then. ROUNDS: the grid may
-    cover fewer segments than there are. OVERLAP: see :mod:`lora_autotune.kernels.overlap`.
+    ``parts``; partials (s, parts, S * R) float32 holds them, arrivals (segments * PIECES * tiles)
+    int32 counts who has come, and is zero before and after; TOGETHER is 1 then. ROUNDS: the grid
+    may cover fewer segments than there are. AHEAD: so many lines of the weights are on their way
+    to the L2 before the launch in front has ended. OVERLAP: see
+    :mod:`lora_autotune.kernels.overlap`.
     """
     group = tl.program_id(2)
     if ROUNDS or GROUP > 1:
@@ -177,25 +195,25 @@ def shrink_kernel(
         place = group - groups
         beyond = False
         if ROUNDS:
-            beyond = rows_beyond_grid(seg_indptr, num_segs, groups, GROUP)
+            beyond = rows_beyond_grid(seg_indptr, num_segs, groups // PIECES * GROUP)
         more = group >= 0
         while more:
-            segment = group * GROUP
+            segment, piece = group // PIECES * GROUP, group % PIECES
             group += groups
-            more = beyond & (group * GROUP < num_segs)
+            more = beyond & (group // PIECES * GROUP < num_segs)
             if GROUP > 1:  # noqa: SIM102 - known to the compiler, the other is not
                 if is_inner:
                     segment, runs = inner_run(weight_indices, num_segs, place, GROUP)
                     place += inner
                     more = place < runs
             _shrink_run(
-                segment, x, weights, output, partials, arrivals, seg_indptr, weight_indices,
-                lora_ranks, permutation, num_segs, parts, K, R, S, GROUP, SPLIT, TOGETHER,
-                OVERLAP, BLOCK_M, BLOCK_N, BLOCK_K,
+                segment, piece, x, weights, output, partials, arrivals, seg_indptr,
+                weight_indices, lora_ranks, permutation, num_segs, parts, K, R, S, GROUP, PIECES,
+                SPLIT, TOGETHER, AHEAD, OVERLAP, BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip
     else:
         _shrink_run(
-            group, x, weights, output, partials, arrivals, seg_indptr, weight_indices,
-            lora_ranks, permutation, num_segs, parts, K, R, S, GROUP, SPLIT, TOGETHER,
-            OVERLAP, BLOCK_M, BLOCK_N, BLOCK_K,
+            group // PIECES, group % PIECES, x, weights, output, partials, arrivals, seg_indptr,
+            weight_indices, lora_ranks, permutation, num_segs, parts, K, R, S, GROUP, PIECES,
+            SPLIT, TOGETHER, AHEAD, OVERLAP, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
