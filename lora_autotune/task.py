@@ -157,10 +157,11 @@ def default_workload(chunk_size: int, *, between: bool = False) -> Workload:
 def held_out_workload(workload: Workload, chunk_size: int) -> Workload:
     """The batches that a winner is measured on besides those that it is tuned on.
 
-    There are none where these are not the default ones: others say themselves what is served. On
-    the default ones a search knows nothing of batches between few rows and many, where our kernels
-    take other tiles: of two configs that differ by 1.2% on these one took 1.48 times as long there
-    (H100, shrink K=2048). To search on them too would take too long; but a winner must not lose.
+    There are none where these are not the default ones: others say themselves what is served.
+    On the default ones a search knows nothing of batches between few rows and many, where our
+    kernels take other tiles: of two configs that differ by 1.2% on these one took 1.48 times as
+    long there (H100, shrink K=2048, when those tiles were as deep as a config's). To search on
+    them too would take too long; but a winner must not lose.
     """
     return BETWEEN if workload == default_workload(chunk_size) else ()
 
@@ -174,7 +175,7 @@ class Task:
         K: shrink: the layer's input width; expand: its output width.
         R: the largest rank that the server allows.
         S: fused slices: 3 for q/k/v, 2 for gate/up, else 1.
-        chunk_size: most tokens in a segment, the kernel's BLOCK_M.
+        chunk_size: most tokens in a segment.
         dtype: "float16" or "bfloat16".
         slice_offsets: expand only: the S + 1 boundaries of the slices in the output, from 0 to K.
             None splits K into S equal slices.

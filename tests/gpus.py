@@ -14,6 +14,14 @@ H200 = Gpu(
     l2_bytes=60 << 20,
     triton="any",
 )
+L40S = Gpu(
+    name="NVIDIA L40S",
+    capability=89,
+    multiprocessors=142,
+    smem_bytes=101_376,
+    l2_bytes=96 << 20,
+    triton="any",
+)
 
 
 def compile_for(target: GPUTarget, monkeypatch: pytest.MonkeyPatch) -> None:

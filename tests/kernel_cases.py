@@ -86,6 +86,7 @@ def main(device, dtype_name):
     check(dtype, device, 64, 16, [16, 8, 0, 16], 128, 64, [0, 64, 128], plain, 0)
     check(dtype, device, 128, 16, [16, 7, 0, 16], 32, 32, unequal, plain | {"parts": 2}, 0)
     check(dtype, device, 128, 16, [16, 16, 0, 16], 64, 64, [0, 64], rounds, 0, cut=70)
+    check(dtype, device, 128, 16, [16, 9, 0, 16], 16, 16, unequal, rounds | {"parts": 3}, 0, cut=70)
     check(dtype, device, 32, 16, [16, 16, 16, 0], 32, 32, [0, 48], rounds, 0, cut=5)
     check(dtype, device, 32, 16, [16, 8, 0, 16], 32, 32, [0, 48], rounds | group, 0, cut=3)
     for schedule in (group, rounds | group, group | {"parts": 2}):

@@ -14,9 +14,17 @@ from lora_autotune.evaluators.bounds import foretold_failure, pipeline_bytes, se
 from lora_autotune.evaluators.plan import planned_batch, schedule_of
 from lora_autotune.evaluators.worker import Died, Worker
 from lora_autotune.space import DEFAULT_CONFIGS, SPACE_NAMES, Config, named_space
-from lora_autotune.task import CHUNK_SIZES, KERNELS, Instance, Task, default_workload
+from lora_autotune.task import (
+    CHUNK_SIZES,
+    DECODE,
+    KERNELS,
+    SMALL_BATCH,
+    Instance,
+    Task,
+    default_workload,
+)
 from lora_autotune.testing import covering_configs
-from tests.gpus import H200
+from tests.gpus import H200, L40S
 
 WORKLOAD = (Instance(tokens=4096),)
 SHRINK = Task(kernel="shrink", K=256, R=32, S=3, chunk_size=32)
@@ -118,6 +126,22 @@ def test_the_default_is_measured_wherever_it_runs():
     assert served_smem_bytes(task, default, small) > small.smem_bytes
     assert foretold_failure(task, default, small) is None
     assert foretold_failure(task, replace(default, num_stages=3), small) is not None
+
+
+@pytest.fixture(scope="module")
+def smaller(tmp_path_factory):
+    """A compile worker for a GPU of less shared memory."""
+    worker = Worker(compiling.set_up, L40S, str(tmp_path_factory.mktemp("smaller")))
+    yield worker
+    worker.close()
+
+
+@pytest.mark.parametrize("rank", [20, 64, 72, 128, 256])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_default_fits_a_smaller_gpu_at_few_rows(smaller, kernel, rank):
+    for chunk_size, instance in ((16, DECODE), (32, SMALL_BATCH)):
+        task = Task(kernel=kernel, K=2048, R=rank, S=2, chunk_size=chunk_size)
+        assert compile_one(smaller, task, DEFAULT_CONFIGS[kernel], (instance,)).failure is None
 
 
 @pytest.mark.parametrize(("rank", "chunk_size"), [(16, 16), (64, 16), (16, 128), (64, 64)])

@@ -11,13 +11,15 @@ from lora_autotune.evaluators.bounds import foretold_defeat, foretold_failure
 from lora_autotune.evaluators.candidate import COMPILE_LIMIT_S, COMPILE_LIMIT_TO_DEFAULT
 from lora_autotune.evaluators.measuring import MAX_SPILL_WORDS
 from lora_autotune.evaluators.replay import ReplayEvaluator
-from lora_autotune.kernels.batch import TALL_ROWS
-from lora_autotune.kernels.schedule import MIDDLE_DEPTH
 from lora_autotune.landscape import landscape_file_name, read_landscape, write_landscape
 from lora_autotune.space import DEFAULT_CONFIGS, Config, named_space
 from lora_autotune.trial import MAX_REGRESSION, Failure, Measurement
 from lora_autotune.tuner import tune
 from tests.gpus import H200
+
+UNTOLD = {16: 8, 128: 44}
+"""Chunk size -> failures of shrink for shared memory that are none any more: the landscapes are of
+earlier kernels, whose middle tiles could be deeper, and whose tall tiles had 128 rows."""
 
 FILES = sorted((Path(lora_autotune.landscape.__file__).parent / "configs/landscapes").iterdir())
 SEVERAL = [file for file in FILES if len(read_landscape(file).workload) > 1]
@@ -94,17 +96,18 @@ def test_no_pruning_rule_drops_a_config_within_five_percent_of_the_best(file):
 
 
 @each
-def test_all_that_fails_for_shared_memory_is_foretold_and_what_could_be_measured_is_no_loss(file):
+def test_what_fails_for_shared_memory_is_foretold_and_what_could_be_measured_is_no_loss(file):
     landscape = read_landscape(file)
     _, best = landscape.best()
+    untold = 0
     for config, trial in landscape.trials.items():
         told = foretold_failure(landscape.task, config, H200) is not None
         if isinstance(trial.outcome, Failure) and trial.outcome.kind == "resources":
-            # They are of earlier kernels, which had taller and deeper tiles.
-            assert told or config.BLOCK_K > MIDDLE_DEPTH or landscape.task.chunk_size > TALL_ROWS
+            untold += not told
         elif told and (cost := landscape.cost(config)) is not None:
             # It ran on these batches. There are others, which it would fail on.
             assert cost > 1.1 * best
+    assert untold == (UNTOLD.get(landscape.task.chunk_size, 0) if "shrink" in file.name else 0)
 
 
 @each
@@ -117,7 +120,7 @@ def test_what_is_foretold_to_lose_loses_by_far(file):
         if foretold_defeat(landscape.task, landscape.workload, config, H200)
     ]
     costs = [cost for config in told if (cost := landscape.cost(config)) is not None]
-    assert all(cost > 1.4 * best for cost in costs)
+    assert all(cost > 5 * best for cost in costs)
     # A decode step's tiles have few rows, whatever the config.
     small = landscape.task.chunk_size == 16 and all(i.tokens < 1024 for i in landscape.workload)
     assert bool(told) != small

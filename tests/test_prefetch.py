@@ -19,7 +19,7 @@ from tests.gpus import H200, compile_for
         (GPUTarget("cuda", 80, 32), 64, True),
         (GPUTarget("cuda", 90, 32), 64, True),
         (GPUTarget("cuda", 90, 32), 16, False),
-        (GPUTarget("cuda", 90, 32), 128, False),
+        (GPUTarget("cuda", 90, 32), 32, False),
         (GPUTarget("hip", "gfx942", 64), 64, False),
     ],
 )

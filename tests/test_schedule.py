@@ -1,8 +1,12 @@
 import pytest
+from triton.backends.compiler import GPUTarget
 
+from lora_autotune.evaluators.plan import empty_operands, task_launch, task_offsets
 from lora_autotune.kernels.batch import Batch, served_batch
+from lora_autotune.kernels.blank import NOWHERE
 from lora_autotune.kernels.schedule import Schedule, expand_schedule, shrink_schedule
-from lora_autotune.task import Instance
+from lora_autotune.task import Instance, Task
+from tests.gpus import compile_for
 
 MULTIPROCESSORS = 132
 
@@ -132,7 +136,7 @@ def test_segments_are_not_grouped_where_adapters_change_from_one_to_the_next():
 
 
 @pytest.mark.parametrize(
-    ("rank", "tile"), [(8, (128, 16)), (16, (128, 16)), (20, (128, 32)), (256, (128, 32))]
+    ("rank", "tile"), [(8, (128, 16)), (16, (128, 16)), (20, (128, 32)), (64, (128, 32))]
 )
 def test_few_rows_have_the_same_tile_of_expand_whatever_the_config(rank, tile):
     for own in ((64, 16), (256, 64)):
@@ -141,6 +145,8 @@ def test_few_rows_have_the_same_tile_of_expand_whatever_the_config(rank, tile):
         many = expand(batch(30_720, 1, 16), rank=rank, block_n=own[0], block_k=own[1])
         assert (many.tile, many.maxnreg) == (None, None)
     assert expand(batch(32, 8, 16), block_n=128, block_k=32).tile is None
+    large = expand(batch(32, 8, 16), rank=72)
+    assert (large.tile, large.maxnreg) == (None, None)
     assert expand(batch(100, 8, 64)).tile is None  # tiles of 64 rows are not low
 
 
@@ -153,3 +159,16 @@ def test_a_padded_buffer_is_not_covered_whole():
     assert expand(batch(32, 8, 16)).rounds
     assert not expand(batch(30_720, 1, 16)).rounds
     assert not shrink(batch(1000, 3, 32)).rounds
+
+
+@pytest.mark.parametrize(("maxnreg", "expected"), [(None, 96), (0, None), (128, 128)])
+def test_a_launch_has_what_its_schedule_says(monkeypatch, maxnreg, expected):
+    compile_for(GPUTarget("cuda", 90, 32), monkeypatch)
+    task = Task(kernel="expand", K=256, R=16, S=1, chunk_size=16)
+    served = served_batch(Instance(tokens=8), rank=16, chunk_size=16, device=NOWHERE)
+    operands = empty_operands(task, served, device=NOWHERE)
+    config = {"BLOCK_N": 64, "BLOCK_K": 16, "maxnreg": 96}
+    schedule = Schedule(tile=(128, 32), maxnreg=maxnreg)
+    offsets = task_offsets(task, device=NOWHERE)
+    found = task_launch(task, operands, served, offsets, config, schedule).variant.constants
+    assert (found["BLOCK_N"], found["BLOCK_K"], found.get("maxnreg")) == (128, 32, expected)

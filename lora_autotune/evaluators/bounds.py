@@ -88,7 +88,7 @@ def foretold_defeat(task: Task, workload: Workload, config: Config, gpu: Gpu) ->
     """Why a candidate cannot win, if that is sure: its sums alone fill a thread's registers.
 
     A thread has at most 255 (CUDA C++ Programming Guide, "Technical Specifications per Compute
-    Capability"). On the shipped landscapes the best of these takes 1.4 times the best's time, and
+    Capability"). On the shipped landscapes the best of these takes 5 times the best's time, and
     they compile four times as long as others.
     """
     sums = sums_per_thread(task, workload, config, gpu)

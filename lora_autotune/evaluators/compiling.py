@@ -10,6 +10,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from importlib.abc import MetaPathFinder
+from pathlib import Path
 from typing import Any
 
 import triton
@@ -90,6 +91,7 @@ def set_up(gpu: Gpu, cache_dir: str) -> None:
     global _gpu  # noqa: PLW0603 - a worker process has one state, set once
     _gpu = gpu
     os.environ["TRITON_CACHE_DIR"] = cache_dir
+    Path(cache_dir).mkdir(parents=True, exist_ok=True)
     tempfile.tempdir = cache_dir  # what a compile leaves that is killed goes when the cache goes
     sys.meta_path.insert(0, _NoTorch())
     triton.runtime.driver.set_active(_TargetOnly(gpu.capability))

@@ -55,7 +55,7 @@ class BatchSizes(NamedTuple):
 
     @property
     def likely_pieces(self) -> int:
-        """Upper bound on the pieces with rows."""
+        """Upper bound on the pieces with rows, where runs are cut into whole chunks."""
         segments = self.grid_segments * self.pieces
         return min(segments, self.rows // self.piece_rows + self.adapters, self.rows)
 

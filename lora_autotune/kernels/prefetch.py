@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import triton
 import triton.language as tl
 
+from lora_autotune.kernels.batch import TALL_ROWS
 from lora_autotune.kernels.target import capability
 
 if TYPE_CHECKING:
@@ -15,20 +16,17 @@ if TYPE_CHECKING:
 LINE = 64
 """Elements of two bytes in a line of 128 bytes, which one instruction fetches."""
 
-ROWS = 64
-"""Rows of the tiles that gain: 3 to 10%. With taller ones expand is up to 5% slower."""
-
 
 def prefetches(device: torch.device | Literal["nowhere"], rows: int) -> bool:
-    """Whether a kernel on a device fetches tiles of so many rows ahead."""
-    return rows == ROWS and capability(device) > 0
+    """Whether a kernel on a device fetches tiles of so many rows ahead: tall ones gain 3 to 10%."""
+    return rows == TALL_ROWS and capability(device) > 0
 
 
 @triton.jit
 def fetch_tile(rows, column, WIDTH: tl.constexpr, BLOCK_N: tl.constexpr):
     """Bring a tile of two-byte elements to the L2, line by line.
 
-    ``rows`` (ROWS,) point at the rows' first elements, each of WIDTH.
+    ``rows`` (TALL_ROWS,) point at the rows' first elements, each of WIDTH.
     """
     LINES: tl.constexpr = BLOCK_N // 64 if BLOCK_N > 64 else 1
     n = column + tl.arange(0, LINES) * 64

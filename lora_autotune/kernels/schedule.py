@@ -20,7 +20,11 @@ LOW_ROWS, BROAD_COLUMNS = 32, 32
 
 LOW_COLUMNS, LEAST_STEP, LOW_STEP, LOW_REGISTERS = 128, 16, 32, 128
 """Columns of a low tile of expand; elements of the rank in a step: as the rank has, from the least
-that can be multiplied on; and registers that a thread may have where there are several steps."""
+that can be multiplied on; and registers that a thread may have where the rank is over that."""
+
+LOW_RANK = 64
+"""Largest rank with such a tile. Beyond it, with the branch for ranks that are no multiple of 8, it
+takes more shared memory than GPUs of compute capability 8.9 have."""
 
 CROWDED = 0.8
 """So many programs of narrow low tiles for each multiprocessor are a crowd."""
@@ -92,10 +96,11 @@ def shrink_schedule(
 ) -> Schedule:
     """Large tiles where there is work for every multiprocessor anyway, else parts of the sum.
 
-    Few rows want narrow, deep tiles, many rows wide ones: so where rows are many a tile is taken
-    for one of the same area, and one config can serve both. In between, x is read once for every
-    tile of MIDDLE_COLUMNS, and parts of the sum are what keeps the multiprocessors busy. Few rows
-    of many columns want tiles that are deep all the same, but fewer of them.
+    Few rows want narrow, deep tiles, many rows wide ones: so where rows are many a tile is
+    taken for one of the same area, or less, and one config can serve both. In between, x is
+    read once for every tile of MIDDLE_COLUMNS, and parts of the sum are what keeps the
+    multiprocessors busy. Few rows of many columns want tiles that are deep all the same, but
+    fewer of them.
 
     Args:
         sizes: of the batch.
@@ -224,7 +229,7 @@ def expand_schedule(
     """Tall tiles as for shrink; then as many a program as leave a multiprocessor 6 programs.
 
     What is best for few rows hardly depends on the shape, and is not what is best for many: so a
-    config's own tile and registers are for those.
+    config's own tile and registers are for those, up to a rank of LOW_RANK.
 
     Args:
         sizes: of the batch.
@@ -237,7 +242,7 @@ def expand_schedule(
     group = _group(sizes, cdiv(width, own[0]), multiprocessors)
     is_low = group * sizes.piece_rows <= LOW_ROWS
     tile, maxnreg = own, None
-    if is_low:
+    if is_low and rank <= LOW_RANK:
         tile = LOW_COLUMNS, _low_step(rank)
         maxnreg = LOW_REGISTERS if rank > LEAST_STEP else 0
     spans = cdiv(width, tile[0])
@@ -272,7 +277,7 @@ def _group(sizes: BatchSizes, tiles: int, multiprocessors: int) -> int:
 
 
 def _reads_weights_once(sizes: BatchSizes) -> bool:
-    """Whether most adapters have the rows of one program, so that no other fetches its weights."""
+    """Whether each adapter could have the rows of one program: no other fetches its weights."""
     return sizes.rows // sizes.piece_rows <= sizes.adapters
 
 
