@@ -3,14 +3,14 @@
     check_compiles.py [--arch 80 89 90 100] [--family default ranks reference wide | --all]
 
 default     the default configs at every chunk size
-ranks       ranks and widths that no tile divides
+ranks       ranks and widths that no tile divides, with the default and another config
 reference   every value of every axis of the reference space, twice
 wide        the same of the wide space
 
 Each config is compiled as the tuner does it, for the batches that reach its chunk size. One that
-needs more shared memory than the GPU has is counted (a default is named) and is no failure: the
-tuner drops it too. Exits with 1 if the compiler refused anything. `.ci/triton` runs this under
-other Triton versions.
+needs more shared memory than the GPU has is counted and is no failure, for the tuner drops it too;
+but a default is, for a server has nothing else. Exits with 1 if anything failed. `.ci/triton` runs
+this under other Triton versions.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from lora_autotune.evaluators.worker import start_fork_server
 from lora_autotune.space import DEFAULT_CONFIGS, Config, named_space
 from lora_autotune.task import CHUNK_SIZES, DTYPES, KERNELS, Task, default_workload
 from lora_autotune.testing import covering_configs
+from lora_autotune.trial import Failure
 
 GPUS = {
     80: Gpu(
@@ -52,6 +53,7 @@ GPUS = {
     ),
 }
 FAMILIES = ("default", "ranks", "reference", "wide")
+OUTCOMES = ("compiled", "too large", "failed")
 Case = tuple[Task, Config]
 
 
@@ -80,8 +82,12 @@ def _odd_shapes() -> Iterator[Case]:
     offsets = {1: (0, 328), 2: (0, 200, 328), 3: (0, 200, 264, 328)}
     for (S, R), dtype in itertools.product([(1, 1), (2, 24), (3, 20), (3, 128)], DTYPES):
         shape = {"K": 328, "R": R, "S": S, "chunk_size": 16, "dtype": dtype}
-        yield Task(kernel="shrink", **shape), shrink
-        yield Task(kernel="expand", **shape, slice_offsets=offsets[S]), expand
+        for task, config in (
+            (Task(kernel="shrink", **shape), shrink),
+            (Task(kernel="expand", **shape, slice_offsets=offsets[S]), expand),
+        ):
+            yield task, config
+            yield task, DEFAULT_CONFIGS[task.kernel]
 
 
 def check(arch: int, families: Sequence[str], workers: int) -> int:
@@ -104,17 +110,21 @@ def check(arch: int, families: Sequence[str], workers: int) -> int:
         ]
         for (task, config), job in zip(wanted, jobs, strict=True):
             failure = job.result().failure
-            outcomes["compiled" if failure is None else failure.kind] += 1
-            of_note = config == DEFAULT_CONFIGS[task.kernel]  # a server has nothing else to run
-            if failure is not None and (failure.kind != "resources" or of_note):
+            outcome = outcome_of(failure, is_default=config == DEFAULT_CONFIGS[task.kernel])
+            outcomes[outcome] += 1
+            if outcome == "failed":
                 print(f"  sm_{arch} {task.key} {config}: {failure.message}", flush=True)
-    print(
-        f"Triton {triton.__version__} sm_{arch}: {outcomes['compiled']} compiled, "
-        f"{outcomes['resources']} too large, {outcomes['compile']} failed "
-        f"({time.perf_counter() - started_s:.0f} s)",
-        flush=True,
-    )
-    return outcomes["compile"]
+    counts = ", ".join(f"{outcomes[name]} {name}" for name in OUTCOMES)
+    took_s = time.perf_counter() - started_s
+    print(f"Triton {triton.__version__} sm_{arch}: {counts} ({took_s:.0f} s)", flush=True)
+    return outcomes["failed"]
+
+
+def outcome_of(failure: Failure | None, *, is_default: bool) -> str:
+    """One of OUTCOMES."""
+    if failure is None:
+        return "compiled"
+    return "too large" if failure.kind == "resources" and not is_default else "failed"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,6 +16,7 @@ from lora_autotune.kernels.batch import served_batch
 from lora_autotune.kernels.reference import expand_reference, shrink_reference
 from lora_autotune.space import SPACE_NAMES, named_space
 from lora_autotune.task import CHUNK_SIZES, KERNELS, PREFILL, Instance, Task
+from lora_autotune.trial import Failure
 
 SCRIPTS = str(Path(__file__).resolve().parent.parent / "scripts")
 
@@ -185,6 +186,20 @@ def test_the_compiled_families_hold_every_value_of_every_axis(name, kernel):
     configs = [config for task, config in check_compiles.cases(name) if task.kernel == kernel]
     for axis, values in space.axes.items():
         assert {getattr(config, axis) for config in configs} == set(values)
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_default", "outcome"),
+    [
+        (None, True, "compiled"),
+        ("resources", False, "too large"),
+        ("resources", True, "failed"),
+        ("compile", False, "failed"),
+    ],
+)
+def test_a_default_that_is_too_large_has_failed(kind, is_default, outcome):
+    failure = None if kind is None else Failure(kind=kind, message="made up")
+    assert check_compiles.outcome_of(failure, is_default=is_default) == outcome
 
 
 def test_defaults_and_odd_ranks_are_compiled_at_every_chunk_size_and_dtype():
