@@ -13,3 +13,8 @@ KERNEL_SETS = (BUILTIN, "sglang")
 def set_of(kernels: str) -> str:
     """A name without its version: "sglang-0.5.23" -> "sglang"."""
     return kernels.partition("-")[0]
+
+
+def has_one_binary(kernels: str) -> bool:
+    """Whether a config is one binary for all batches: ours take tiles from the batch."""
+    return set_of(kernels) != BUILTIN

@@ -14,7 +14,7 @@ from lora_autotune.config_file import FOLDER, read_config_file, version_folder
 from lora_autotune.config_tree import check_tree
 from lora_autotune.evaluators.bounds import foretold_failure
 from lora_autotune.finalist import MIN_GAIN
-from lora_autotune.kernel_set import BUILTIN, set_of
+from lora_autotune.kernel_set import BUILTIN, has_one_binary, set_of
 from lora_autotune.loader import ROOT_VARIABLE, clear_cache, explain_lookup, get_lora_configs
 from lora_autotune.provenance import Provenance, find_provenance, is_provenance
 from lora_autotune.space import DEFAULT_CONFIGS, Config
@@ -51,7 +51,9 @@ def kernels_of(tree: Path) -> str:
 
 def workload_of(tree: Path, chunk: int) -> Workload:
     """What a tree was tuned on, at a chunk size."""
-    usual = PRESETS.get(tree.name) or default_workload(chunk, between=tree != ROOTS[BUILTIN])
+    usual = PRESETS.get(tree.name) or default_workload(
+        chunk, between=has_one_binary(kernels_of(tree))
+    )
     return reaching(usual, chunk) or usual
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lora_autotune.errors import UsageError
-from lora_autotune.kernel_set import BUILTIN
+from lora_autotune.kernel_set import has_one_binary
 from lora_autotune.model import load_model_shape, tasks_for
 from lora_autotune.task import (
     CHUNK_SIZES,
@@ -102,10 +102,10 @@ def _batches_at(arguments: Any) -> Callable[[int, int | None], Workload]:
     if arguments.workload is not None:
         return functools.partial(reaching, named_workload(arguments.workload))
     tokens = tuple(arguments.tokens or ())
-    alike = arguments.kernels != BUILTIN  # SGLang's are the same for all batches
+    between = has_one_binary(arguments.kernels)
 
     def at(size: int, limit: int | None) -> Workload:
-        batches = tokens or default_workload(size, between=alike)
+        batches = tokens or default_workload(size, between=between)
         return batches if limit is None else reaching(batches, size, limit)
 
     return at

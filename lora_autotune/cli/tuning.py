@@ -34,7 +34,7 @@ from lora_autotune.errors import UsageError
 from lora_autotune.evaluator import Platform
 from lora_autotune.job import Job
 from lora_autotune.journal import Journal
-from lora_autotune.kernel_set import BUILTIN, set_of
+from lora_autotune.kernel_set import BUILTIN, has_one_binary, set_of
 from lora_autotune.kernels_version import builtin_kernels_version
 from lora_autotune.landscape import Landscape, read_landscape
 from lora_autotune.provenance import refuse_other_kernels
@@ -222,8 +222,8 @@ def _one_of_each_task(landscapes: Sequence[Landscape]) -> list[Landscape]:
     """
 
     def likeness(one: Landscape) -> tuple[bool, bool]:
-        alike = set_of(one.platform.kernels) != BUILTIN
-        is_usual = one.workload == default_workload(one.task.chunk_size, between=alike)
+        between = has_one_binary(one.platform.kernels)
+        is_usual = one.workload == default_workload(one.task.chunk_size, between=between)
         return is_usual, one.platform.kernels_version == builtin_kernels_version()
 
     chosen: dict[tuple[Task, Platform], Landscape] = {}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lora_autotune.evaluators.compiling import Compiled
 from lora_autotune.evaluators.lane import Lane
 from lora_autotune.evaluators.worker import Died
-from lora_autotune.kernel_set import BUILTIN
+from lora_autotune.kernel_set import has_one_binary
 from lora_autotune.space import Config
 from lora_autotune.trial import Failure
 
@@ -70,9 +70,8 @@ class Candidate:
         if self.slow:
             return PATIENT_COMPILE_LIMIT_S
         subject = self.lane.subject
-        kernels = 1  # SGLang's do for all batches, and of ours there are three at most, mostly
-        if subject.kernels == BUILTIN:
-            kernels = min(3, len(subject.workload))
+        # Where batches differ in it, there are three at most, mostly.
+        kernels = 1 if has_one_binary(subject.kernels) else min(3, len(subject.workload))
         default_s = self.lane.default_compute_s
         if default_s is None:
             return 2 * kernels * COMPILE_LIMIT_S
