@@ -19,8 +19,8 @@ LOW_ROWS, BROAD_COLUMNS = 32, 32
 """Most rows of low tiles, and columns of one of shrink where narrower ones would crowd."""
 
 LOW_COLUMNS, LEAST_STEP, LOW_STEP, LOW_REGISTERS = 128, 16, 32, 128
-"""Columns of a low tile of expand; elements of the rank in a step: as the rank has, from the least
-that can be multiplied on; and registers that a thread may have where the rank is over that."""
+"""Columns of a low tile of expand; elements of the rank in a step, the least that can be multiplied
+where the rank has no more; and registers that a thread may have where it has."""
 
 LOW_RANK = 64
 """Largest rank with such a tile. Beyond it, with the branch for ranks that are no multiple of 8, it
@@ -243,8 +243,8 @@ def expand_schedule(
     is_low = group * sizes.piece_rows <= LOW_ROWS
     tile, maxnreg = own, None
     if is_low and rank <= LOW_RANK:
-        tile = LOW_COLUMNS, _low_step(rank)
-        maxnreg = LOW_REGISTERS if rank > LEAST_STEP else 0
+        step, maxnreg = (LEAST_STEP, 0) if rank <= LEAST_STEP else (LOW_STEP, LOW_REGISTERS)
+        tile = LOW_COLUMNS, step
     spans = cdiv(width, tile[0])
     runs = cdiv(sizes.likely_pieces, group)
     walk = MAX_WALK
@@ -258,13 +258,6 @@ def expand_schedule(
         ahead=is_low and _reads_weights_once(sizes),
         rounds=_is_padded(sizes),
     )
-
-
-def _low_step(rank: int) -> int:
-    step = LEAST_STEP
-    while step < min(rank, LOW_STEP):
-        step *= 2
-    return step
 
 
 def _is_padded(sizes: BatchSizes) -> bool:
