@@ -89,6 +89,10 @@ def main(device, dtype_name):
     check(dtype, device, 128, 16, [16, 9, 0, 16], 16, 16, unequal, rounds | {"parts": 3}, 0, cut=70)
     check(dtype, device, 32, 16, [16, 16, 16, 0], 32, 32, [0, 48], rounds, 0, cut=5)
     check(dtype, device, 32, 16, [16, 8, 0, 16], 32, 32, [0, 48], rounds | group, 0, cut=3)
+    spread = {"spread": True, "ahead": True}
+    check(dtype, device, 16, 16, [16, 0, 7, 16], 16, 64, unequal, spread, 0)
+    check(dtype, device, 16, 20, [20, 5, 0, 20], 8, 64, unequal, rounds | spread | {"parts": 2}, 0)
+    check(dtype, device, 32, 16, [16, 16, 0, 3], 32, 128, [0, 48], rounds | spread, 0, cut=5)
     for schedule in (group, rounds | group, group | {"parts": 2}):
         scattered(dtype, device, schedule)
     nothing(dtype, device)

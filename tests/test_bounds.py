@@ -8,7 +8,7 @@ import pytest
 
 from lora_autotune.evaluators.bounds import pipeline_bytes, served_smem_bytes
 from lora_autotune.kernels.batch import BatchSizes
-from lora_autotune.kernels.schedule import shrink_schedule
+from lora_autotune.kernels.shrink_schedule import shrink_schedule
 from lora_autotune.space import Config
 from lora_autotune.task import CHUNK_SIZES, Task
 from tests.gpus import H200
@@ -43,10 +43,13 @@ def test_no_batch_needs_more_than_is_foretold(chunk_size):
         )
         columns = task.S * task.R
         schedule = shrink_schedule(sizes, columns, task.K, config.as_dict(), H200.multiprocessors)
+        if schedule.low_config is not None:
+            continue  # has nothing of the config
         block_n, block_k = schedule.tile or (config.BLOCK_N, config.BLOCK_K)
         tile = block_n * schedule.together, block_k
         needed = pipeline_bytes(schedule.group * sizes.piece_rows, tile, config, H200)
         foretold = served_smem_bytes(task, config, H200)
         assert needed <= foretold, (task, config, sizes, schedule)
         reached.add((needed == foretold, schedule.together > 1, schedule.tile is None))
-    assert {(True, True, True), (True, True, False), (True, False, True)} <= reached
+    assert {(True, True, True), (True, True, False)} <= reached
+    assert chunk_size < 64 or (True, False, True) in reached

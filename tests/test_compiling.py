@@ -41,8 +41,9 @@ def least_smem_bytes(task, config):
         return 0
     batch = planned_batch(task, *WORKLOAD)
     schedule = schedule_of(task, batch, config.as_dict(), H200.multiprocessors)
-    tile = schedule.tile or (config.BLOCK_N, config.BLOCK_K)
-    return pipeline_bytes(schedule.group * batch.sizes.piece_rows, tile, config, H200)
+    launched = Config.from_dict(schedule.applied_to(config.as_dict()))
+    tile = launched.BLOCK_N, launched.BLOCK_K
+    return pipeline_bytes(schedule.group * batch.sizes.piece_rows, tile, launched, H200)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -26,14 +26,14 @@ LAYERS, ROWS, WIDTH, RANK = 40, 200, 2048, 16
 )
 def test_launches_overlap_from_hopper_on(monkeypatch, target, overlaps):
     compile_for(target, monkeypatch)
-    options = overlap_options(NOWHERE, lines=8)
+    options = overlap_options(NOWHERE, ahead=8)
     assert options["OVERLAP"] is overlaps
     assert options["AHEAD"] == (8 if overlaps else 0)
     assert ("launch_pdl" in options) is overlaps
 
 
 def test_the_interpreter_does_not():
-    options = overlap_options(torch.device("cpu"), lines=8)
+    options = overlap_options(torch.device("cpu"), ahead=8)
     assert options == {"AHEAD": 0, "OVERLAP": False}
 
 

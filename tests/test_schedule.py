@@ -4,7 +4,9 @@ from triton.backends.compiler import GPUTarget
 from lora_autotune.evaluators.plan import empty_operands, task_launch, task_offsets
 from lora_autotune.kernels.batch import Batch, served_batch
 from lora_autotune.kernels.blank import NOWHERE
-from lora_autotune.kernels.schedule import Schedule, expand_schedule, shrink_schedule
+from lora_autotune.kernels.expand_schedule import expand_schedule
+from lora_autotune.kernels.schedule import Schedule
+from lora_autotune.kernels.shrink_schedule import shrink_schedule
 from lora_autotune.task import Instance, Task
 from tests.gpus import compile_for
 
@@ -44,24 +46,48 @@ def test_a_narrow_deep_tile_is_wide_and_shallow_where_rows_are_many():
     assert shrink(prefill, block_n=16, block_k=64).tile == (32, 32)
 
 
+def low(block_n: int, block_k: int, stages: int, **others: int) -> tuple[tuple[str, int], ...]:
+    config = {"BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": 4, "num_stages": stages}
+    return tuple({**config, **others}.items())
+
+
 @pytest.mark.parametrize(
-    ("columns", "width", "tile", "parts"),
+    ("columns", "width", "config", "parts"),
     [
-        (128, 1024, None, 1),
-        (192, 1024, (32, 256), 1),
-        (32, 2048, None, 4),
-        (64, 2048, (32, 256), 4),
-        (16, 3072, None, 6),
-        (48, 4096, (32, 256), 8),
-        (192, 4096, (32, 256), 4),
+        (48, 1024, low(8, 512, 3), 1),
+        (128, 1024, low(16, 512, 3), 1),
+        (192, 1024, low(32, 256, 3), 1),
+        (64, 2048, low(8, 512, 3), 1),
+        (64, 3072, low(8, 512, 4), 1),
+        (16, 4096, low(8, 512, 4), 4),
+        (48, 4096, low(8, 512, 4), 1),
+        (192, 4096, low(8, 512, 4), 1),
+        (16, 14_336, low(8, 512, 4), 7),
+        (64, 14_336, low(32, 256, 4), 8),
     ],
 )
-def test_a_low_tile_is_broad_where_narrow_ones_would_crowd(columns, width, tile, parts):
-    shape = {"columns": columns, "width": width, "block_n": 16, "block_k": 256}
-    schedule = shrink(batch(32, 8, 16), **shape)
-    assert (schedule.tile, schedule.parts, schedule.group) == (tile, parts, 1)
-    assert shrink(batch(32, 8, 64), **shape).tile is None
-    assert shrink(batch(32, 8, 16), **{**shape, "block_n": 32}).tile is None
+def test_few_rows_of_shrink_have_a_config_of_their_own(columns, width, config, parts):
+    shape = {"columns": columns, "width": width}
+    for block_n, block_k in ((16, 256), (64, 64), (128, 32)):
+        own = shape | {"block_n": block_n, "block_k": block_k}
+        schedule = shrink(batch(32, 8, 16), **own)
+        assert (schedule.low_config, schedule.parts) == (config, parts)
+        assert (schedule.tile, schedule.group, schedule.spread) == (None, 1, True)
+        high = shrink(batch(32, 8, 64), **own)
+        assert (high.tile, high.low_config, high.spread) == (None, None, False)
+
+
+def test_low_tiles_are_narrow_for_longer_where_x_is_read_seldom():
+    many = batch(64, 32, 16)
+    assert shrink(many, columns=64, width=2048).low_config == low(16, 512, 3)
+    assert shrink(many, columns=128).low_config == low(32, 256, 3)
+
+
+def test_more_rows_have_room_for_fewer_stages_and_divide_their_sums_sooner():
+    more = batch(128, 8, 32)
+    assert shrink(more, columns=64, width=2048).low_config == low(8, 512, 3)
+    assert shrink(more, columns=64, width=3072).low_config == low(32, 256, 4)
+    assert shrink(more, columns=64, width=3072).parts == 4
 
 
 @pytest.mark.parametrize("chunk_size", [16, 64, 128])
@@ -72,9 +98,10 @@ def test_in_between_tiles_are_of_middle_width(tokens, tile, chunk_size):
     assert shrink(batch(tokens, 8, chunk_size), block_n=16, block_k=256).tile == tile
 
 
-@pytest.mark.parametrize(("chunk_size", "tile"), [(16, (32, 256)), (64, None), (128, None)])
-def test_a_few_hundred_rows_have_no_tall_tiles(chunk_size, tile):
-    assert shrink(batch(512, 8, chunk_size), block_n=16, block_k=256).tile == tile
+def test_a_few_hundred_rows_have_no_tall_tiles():
+    for chunk_size in (16, 64, 128):
+        assert shrink(batch(512, 8, chunk_size), block_n=16, block_k=256).tile is None
+    assert shrink(batch(512, 8, 16)).low_config == low(32, 256, 3)
 
 
 def test_tiles_are_wide_once_there_are_many_for_each_multiprocessor():
@@ -106,17 +133,19 @@ def test_tiles_that_hold_too_much_together_stay_apart():
 
 
 def test_a_long_sum_of_few_segments_is_divided():
-    assert shrink(batch(32, 8, 16), columns=48, width=4096, block_n=32).parts == 8
-    assert shrink(batch(32, 8, 16), columns=192, width=1024, block_n=16).parts == 1
-    assert shrink(batch(1, 1, 16), columns=16, width=14_336, block_n=16).parts == 16
+    assert shrink(batch(32, 8, 64), columns=48, width=4096, block_n=32).parts == 8
+    assert shrink(batch(32, 8, 16), columns=192, width=1024).parts == 1
+    assert shrink(batch(1, 1, 16), columns=16, width=14_336).parts == 7
+    assert shrink(batch(1, 1, 16), columns=16, width=16_384).parts == 16
     assert shrink(batch(30_720, 1, 16), width=14_336).parts == 1
 
 
-def test_weights_are_fetched_ahead_where_rows_are_few_and_sums_whole():
+def test_weights_are_fetched_ahead_where_each_program_has_a_multiprocessor():
     few, many = batch(32, 8, 16), batch(64, 32, 16)
-    assert shrink(few, block_n=16, block_k=256).ahead
-    assert not shrink(few, width=4096, block_n=16, block_k=256).ahead
-    assert not shrink(many, block_n=16, block_k=256).ahead  # more programs than multiprocessors
+    assert shrink(few).ahead
+    assert shrink(few, columns=16, width=4096).ahead  # in four parts
+    assert not shrink(few, columns=32, width=4096).ahead
+    assert not shrink(many).ahead
     assert not shrink(batch(30_720, 1, 16)).ahead
     assert expand(many).ahead
     for tokens in (512, 30_720):
@@ -136,18 +165,27 @@ def test_segments_are_not_grouped_where_adapters_change_from_one_to_the_next():
 
 
 @pytest.mark.parametrize(
-    ("rank", "tile"), [(8, (128, 16)), (16, (128, 16)), (20, (128, 32)), (64, (128, 32))]
+    ("rank", "config"),
+    [
+        (8, low(128, 16, 1)),
+        (16, low(128, 16, 1)),
+        (20, low(128, 32, 1, maxnreg=128)),
+        (64, low(128, 32, 3, maxnreg=128)),
+        (256, low(128, 64, 3, maxnreg=128)),
+    ],
 )
-def test_few_rows_have_the_same_tile_of_expand_whatever_the_config(rank, tile):
-    for own in ((64, 16), (256, 64)):
-        found = expand(batch(32, 8, 16), rank=rank, block_n=own[0], block_k=own[1])
-        assert (found.tile, found.maxnreg) == (tile, 0 if rank <= 16 else 128)
-        many = expand(batch(30_720, 1, 16), rank=rank, block_n=own[0], block_k=own[1])
-        assert (many.tile, many.maxnreg) == (None, None)
-    assert expand(batch(32, 8, 16), block_n=128, block_k=32).tile is None
-    large = expand(batch(32, 8, 16), rank=72)
-    assert (large.tile, large.maxnreg) == (None, None)
-    assert expand(batch(100, 8, 64)).tile is None  # tiles of 64 rows are not low
+def test_few_rows_of_expand_have_a_config_of_their_own(rank, config):
+    for block_n, block_k in ((64, 16), (256, 64)):
+        own = {"rank": rank, "block_n": block_n, "block_k": block_k}
+        assert expand(batch(32, 8, 16), **own).low_config == config
+        assert expand(batch(30_720, 1, 16), **own).low_config is None
+        assert expand(batch(100, 8, 64), **own).low_config is None  # tiles of 64 rows are not low
+
+
+def test_the_next_of_several_tiles_is_loaded_ahead():
+    walking = expand(batch(32, 8, 16), width=24_576, rank=16)
+    assert walking.walk > 1
+    assert walking.low_config == low(128, 16, 3)
 
 
 def test_expand_walks_where_programs_are_plenty():
@@ -161,14 +199,18 @@ def test_a_padded_buffer_is_not_covered_whole():
     assert not shrink(batch(1000, 3, 32)).rounds
 
 
-@pytest.mark.parametrize(("maxnreg", "expected"), [(None, 96), (0, None), (128, 128)])
-def test_a_launch_has_what_its_schedule_says(monkeypatch, maxnreg, expected):
+def test_a_launch_has_what_its_schedule_says(monkeypatch):
     compile_for(GPUTarget("cuda", 90, 32), monkeypatch)
     task = Task(kernel="expand", K=256, R=16, S=1, chunk_size=16)
     served = served_batch(Instance(tokens=8), rank=16, chunk_size=16, device=NOWHERE)
     operands = empty_operands(task, served, device=NOWHERE)
-    config = {"BLOCK_N": 64, "BLOCK_K": 16, "maxnreg": 96}
-    schedule = Schedule(tile=(128, 32), maxnreg=maxnreg)
     offsets = task_offsets(task, device=NOWHERE)
-    found = task_launch(task, operands, served, offsets, config, schedule).variant.constants
-    assert (found["BLOCK_N"], found["BLOCK_K"], found.get("maxnreg")) == (128, 32, expected)
+
+    def launched(**schedule: object) -> list[int | None]:
+        config = {"BLOCK_N": 64, "BLOCK_K": 16, "maxnreg": 96}
+        launch = task_launch(task, operands, served, offsets, config, Schedule(**schedule))
+        return [launch.variant.constants.get(name) for name in (*config, "num_stages")]
+
+    assert launched() == [64, 16, 96, None]
+    assert launched(tile=(128, 32)) == [128, 32, 96, None]
+    assert launched(low_config=low(128, 32, 2)) == [128, 32, None, 2]

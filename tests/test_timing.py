@@ -130,3 +130,22 @@ def test_a_candidate_is_timed_on_the_heaviest_batch_first_and_no_further_once_it
     assert isinstance(behind, Pruned)
     assert behind.times_us == (None, pytest.approx(240.0, rel=0.02))
     assert measuring._timed(subject, FAST, benches, standings) == first
+
+
+def test_what_is_launched_alike_is_timed_once():
+    workload = (replace(DECODE, weight=0.5), PREFILL)
+    task = Task(kernel="shrink", K=1024, R=64, S=3, chunk_size=16)
+    subject = measuring.Subject(task=task, workload=workload, seed=0, prune=True)
+
+    class Alike(Bench):
+        def launches(self, _config):
+            return super().launches(FAST)
+
+    benches = [Alike(), Bench()]
+    first = measuring._timed(subject, FAST, benches, Standings())
+    timed = benches[0].rotations
+    other = measuring._timed(subject, SLOW, benches, Standings())
+    assert other.times_us == (first.times_us[0], pytest.approx(240.0, rel=0.02))
+    assert benches[0].rotations == timed
+    assert len(benches[0].known_us) == 1
+    assert len(benches[1].known_us) == 2

@@ -26,10 +26,14 @@ class Bench:
 
     def __init__(self, sets: int = 1) -> None:
         self.rotations = 0
+        self.known_us = {}
         self.sets = sets
 
     def launches(self, config: Config) -> list:
         class Launch(float):
+            variant = config
+            grid = ()
+
             def __call__(self):
                 return KERNEL
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from lora_autotune.evaluators.gpu import Gpu
 from lora_autotune.evaluators.plan import planned_batch, schedule_of
 from lora_autotune.kernels.batch import TALL_ROWS
-from lora_autotune.kernels.schedule import TALL_COLUMNS, shrink_tiles, tiles_together
+from lora_autotune.kernels.schedule import LOW_ROWS
+from lora_autotune.kernels.shrink_schedule import TALL_COLUMNS, tall_tiles, tiles_together
 from lora_autotune.space import DEFAULT_CONFIGS, Config
 from lora_autotune.task import Task, Workload
 from lora_autotune.trial import Failure
@@ -32,15 +33,18 @@ def pipeline_bytes(rows: int, tile: tuple[int, int], config: Config, gpu: Gpu) -
 def served_smem_bytes(task: Task, config: Config, gpu: Gpu) -> int:
     """Shared memory that some batch of a server needs, in bytes; 0 where nothing is known.
 
-    The tiles are those that :func:`lora_autotune.kernels.schedule.shrink_schedule` chooses from.
-    Where segments are many, one program has all of the columns' tiles, if they are few enough.
+    The tiles are those that :mod:`lora_autotune.kernels.shrink_schedule` makes of a config's own;
+    few rows have others. Where segments are many, one program has all of the columns' tiles, if
+    they are few enough.
     """
     if task.kernel != "shrink":
         return 0
     own, columns = (config.BLOCK_N, config.BLOCK_K), task.S * task.R
     low, tall = min(task.chunk_size, TALL_ROWS), TALL_ROWS
-    tiles = shrink_tiles(own, columns, low)
-    lone = [(low, own), (low, tiles.broad), (tall, tiles.middle)]
+    tiles = tall_tiles(own, columns)
+    lone = [(tall, tiles.middle)]
+    if low > LOW_ROWS:
+        lone.append((low, own))
     many = [(low, tiles.wide), (tall, tiles.wide)]
     if columns <= TALL_COLUMNS:  # else there are many wide ones before segments are many
         many.append((tall, tiles.middle))
@@ -52,14 +56,14 @@ def served_smem_bytes(task: Task, config: Config, gpu: Gpu) -> int:
 
 def sums_per_thread(task: Task, workload: Workload, config: Config, gpu: Gpu) -> int:
     """float32 sums that a thread holds at once, on the batch where those are most."""
-    threads = WARP * (config.num_warps or DEFAULT_WARPS)
     sums = []
     for instance in workload:
         batch = planned_batch(task, instance)
         schedule = schedule_of(task, batch, config.as_dict(), gpu.multiprocessors)
-        block_n, _ = schedule.tile or (config.BLOCK_N, config.BLOCK_K)
+        launched = schedule.applied_to(config.as_dict())
+        threads = WARP * launched.get("num_warps", DEFAULT_WARPS)
         rows = schedule.group * batch.sizes.piece_rows
-        sums.append(rows * block_n * schedule.together // threads)
+        sums.append(rows * launched["BLOCK_N"] * schedule.together // threads)
     return max(sums)
 
 

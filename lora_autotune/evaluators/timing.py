@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ class Bench:
         kernels: the set of them that is launched.
         rotations: times that a graph goes through the sets; alike for all candidates but those
             before the fastest, so that what starting a graph costs is too. 0: not known yet.
+        known_us: what was timed in full: of few rows, most configs make the same launch.
     """
 
     task: Task
@@ -45,6 +46,7 @@ class Bench:
     multiprocessors: int
     kernels: str = BUILTIN
     rotations: int = 0
+    known_us: dict[Hashable, float] = field(default_factory=dict)
 
     def schedule(self, config: Config) -> Schedule:
         """How a config's launch maps to programs."""

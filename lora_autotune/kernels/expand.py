@@ -168,13 +168,13 @@ def _expand_run(
                 BLOCK_K,
             )  # fmt: skip
         else:
-            # x comes element by element, so all its columns at once. Small tiles keep this
-            # branch's code, and compiling, small. Where they are of many rows, what is read anew
-            # takes no register from the other branch; the loop, of one round, hides from the
-            # compiler that it is the same.
-            ROWS: tl.constexpr = GROUP * BLOCK_M
-            HEAVY: tl.constexpr = BLOCK_K >= RAGGED_K and ROWS >= 64
-            NARROW: tl.constexpr = 64 if HEAVY or ROWS == 32 else (32 if ROWS >= 64 else 128)
+            # x comes element by element, so of a tall tile all its columns at once. Small tiles
+            # keep this branch's code, and compiling, small. Where they are of many rows, what is
+            # read anew takes no register from the other branch; the loop, of one round, hides from
+            # the compiler that it is the same.
+            TALL: tl.constexpr = GROUP * BLOCK_M >= 64
+            HEAVY: tl.constexpr = TALL and BLOCK_K >= RAGGED_K
+            NARROW: tl.constexpr = 64 if HEAVY else (32 if TALL else BLOCK_N)
             more = rank > 0
             while more:
                 if HEAVY:
@@ -187,7 +187,7 @@ def _expand_run(
                     output + rows * output_stride, live, scaling, slice_offsets, rank, column,
                     column_end, first_slice, end_slice, OUTPUT_DIM, S * R, R, PREFETCH, True,
                     BLOCK_N if BLOCK_N < NARROW else NARROW,
-                    BLOCK_K if BLOCK_K > RAGGED_K else RAGGED_K,
+                    BLOCK_K if BLOCK_K > RAGGED_K or not TALL else RAGGED_K,
                 )  # fmt: skip
                 more = rank < 0
 
@@ -232,7 +232,7 @@ def expand_kernel(
     of x at columns [i * r, (i + 1) * r). AHEAD: so many lines of the first tile's weights are on
     their way to the L2 before the launch in front has ended. OVERLAP: see
     :mod:`lora_autotune.kernels.overlap`. PREFETCH: see :mod:`lora_autotune.kernels.prefetch`.
-    RAGGED_K: least BLOCK_K where the rank is no multiple of 8.
+    RAGGED_K: least BLOCK_K of tall tiles where the rank is no multiple of 8.
     """
     column = tl.program_id(0) * walk * BLOCK_N
     column_end = tl.minimum(column + walk * BLOCK_N, OUTPUT_DIM)

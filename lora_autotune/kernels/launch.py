@@ -11,10 +11,12 @@ from lora_autotune.kernels.arrivals import arrival_counters
 from lora_autotune.kernels.batch import Batch, BatchSizes
 from lora_autotune.kernels.blank import empty
 from lora_autotune.kernels.expand import expand_kernel
+from lora_autotune.kernels.expand_schedule import expand_schedule
 from lora_autotune.kernels.overlap import overlap_options
 from lora_autotune.kernels.prefetch import LINE, prefetches
-from lora_autotune.kernels.schedule import Schedule, cdiv, expand_schedule, shrink_schedule
+from lora_autotune.kernels.schedule import Schedule, cdiv
 from lora_autotune.kernels.shrink import shrink_kernel
+from lora_autotune.kernels.shrink_schedule import shrink_schedule
 from lora_autotune.kernels.variant import Variant
 
 if TYPE_CHECKING:
@@ -141,10 +143,9 @@ def _shrink_plan(
     config = dict(items)
     if schedule is None:
         schedule = shrink_schedule(sizes, columns, width, config, _multiprocessors(device))
-    config = _scheduled(config, schedule)
+    config = schedule.applied_to(config)
     inner = _inner_runs(sizes, schedule)
-    wide = config["BLOCK_N"] * schedule.together
-    spans = cdiv(columns, wide)
+    spans = cdiv(columns, config["BLOCK_N"] * schedule.together)
     groups = _groups(sizes, schedule) + inner
     constants = {
         "K": width,
@@ -154,9 +155,10 @@ def _shrink_plan(
         "GROUP": schedule.group,
         "PIECES": sizes.pieces,
         "SPLIT": False,
+        "SPREAD": schedule.spread,
         "TOGETHER": schedule.together,
         "BLOCK_M": sizes.piece_rows,
-        **overlap_options(device, lines=_lines(wide * width, schedule)),
+        **overlap_options(device, ahead=int(schedule.ahead)),
         **config,
     }
     whole = _Plan(
@@ -236,7 +238,7 @@ def _expand_plan(
     config = dict(items)
     if schedule is None:
         schedule = expand_schedule(sizes, output_dim, rank, config, _multiprocessors(device))
-    config = _scheduled(config, schedule)
+    config = schedule.applied_to(config)
     inner = _inner_runs(sizes, schedule)
     spans = cdiv(output_dim, config["BLOCK_N"])
     constants = {
@@ -249,7 +251,7 @@ def _expand_plan(
         "PREFETCH": prefetches(device, sizes.piece_rows * schedule.group),
         "RAGGED_K": min(RAGGED_COLUMNS, 1 << (rank - 1).bit_length()),
         "BLOCK_M": sizes.piece_rows,
-        **overlap_options(device, lines=_lines(config["BLOCK_N"] * rank, schedule)),
+        **overlap_options(device, ahead=_lines(config["BLOCK_N"] * rank, schedule)),
         **config,
     }
     return _Plan(
@@ -265,19 +267,8 @@ def _variant(kernel: Any, constants: tuple[tuple[str, Any], ...]) -> Variant:
     return Variant(kernel, dict(constants))
 
 
-def _scheduled(config: dict[str, int], schedule: Schedule) -> dict[str, int]:
-    """A config with what its schedule has in place of its own."""
-    if schedule.tile is not None:
-        config = config | dict(zip(("BLOCK_N", "BLOCK_K"), schedule.tile, strict=True))
-    if schedule.maxnreg is not None:
-        config = {name: value for name, value in config.items() if name != "maxnreg"}
-    if schedule.maxnreg:
-        config["maxnreg"] = schedule.maxnreg
-    return config
-
-
 def _lines(weights: int, schedule: Schedule) -> int:
-    """Lines of weights that a program fetches ahead, for Triton a power of two; 0: none."""
+    """Lines of weights that expand fetches ahead, for Triton a power of two; 0: none."""
     return 1 << (cdiv(weights, LINE) - 1).bit_length() if schedule.ahead else 0
 
 

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Protocol
 from lora_autotune.errors import UsageError
 from lora_autotune.kernel_set import BUILTIN, KERNEL_SETS, set_of
 from lora_autotune.kernels.batch import Batch
+from lora_autotune.kernels.expand_schedule import expand_schedule
 from lora_autotune.kernels.launch import Launch, expand_launch, shrink_launch
-from lora_autotune.kernels.schedule import Schedule, expand_schedule, shrink_schedule
+from lora_autotune.kernels.schedule import Schedule
 from lora_autotune.kernels.sglang import installed_kernels
+from lora_autotune.kernels.shrink_schedule import shrink_schedule
 from lora_autotune.kernels_version import builtin_kernels_version
 from lora_autotune.task import Task
 

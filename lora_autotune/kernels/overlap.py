@@ -30,13 +30,13 @@ def after_previous_launch(OVERLAP: tl.constexpr):
         gdc_launch_dependents()
 
 
-def overlap_options(device: torch.device | Literal["nowhere"], *, lines: int) -> dict[str, Any]:
+def overlap_options(device: torch.device | Literal["nowhere"], *, ahead: int) -> dict[str, Any]:
     """Compile-time arguments and launch option of a kernel whose operands are on a device.
 
     Args:
         device: theirs.
-        lines: of weights that are fetched before the wait, where there is one.
+        ahead: what is fetched before the wait, where there is one; 0: nothing.
     """
     if capability(device) >= LEAST_CAPABILITY:
-        return {"AHEAD": lines, "OVERLAP": True, "launch_pdl": True}
+        return {"AHEAD": ahead, "OVERLAP": True, "launch_pdl": True}
     return {"AHEAD": 0, "OVERLAP": False}

@@ -46,6 +46,22 @@ def fetch_weights(matrix, begin, LINES: tl.constexpr, LENGTH: tl.constexpr, SIZE
 
 
 @triton.jit
+def fetch_depth(
+    matrix, row, begin, end,
+    WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Bring BLOCK_N rows of a matrix (ROWS, WIDTH) of two-byte elements to the L2, from ``row`` on.
+
+    Of each what lies between ``begin`` and ``end``, BLOCK_K elements at a time.
+    """
+    LINES: tl.constexpr = BLOCK_K // 64 if BLOCK_K > 64 else 1
+    rows = tl.minimum(row + tl.arange(0, BLOCK_N), ROWS - 1)
+    for first in range(begin, end, BLOCK_K):
+        k = tl.minimum(first + tl.arange(0, LINES) * 64, WIDTH - 1)
+        _fetch(matrix + rows[:, None] * WIDTH + k[None, :])
+
+
+@triton.jit
 def _fetch(lines):
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.u32 $0, 0;",

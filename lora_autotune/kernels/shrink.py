@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from lora_autotune.kernels.overlap import after_previous_launch
-from lora_autotune.kernels.prefetch import fetch_weights
+from lora_autotune.kernels.prefetch import fetch_depth
 from lora_autotune.kernels.segments import inner_run, rows_beyond_grid, rows_of_run
 
 
@@ -14,6 +14,92 @@ from lora_autotune.kernels.segments import inner_run, rows_beyond_grid, rows_of_
 def _part_of_sum(part, parts, K: tl.constexpr, BLOCK_K: tl.constexpr):
     share = tl.cdiv(tl.cdiv(K, BLOCK_K), parts) * BLOCK_K
     return part * share, tl.minimum(part * share + share, K)
+
+
+@triton.jit
+def _sums(
+    x_rows,
+    live,
+    weights,
+    column,
+    begin,
+    end,
+    K: tl.constexpr,
+    N: tl.constexpr,
+    TOGETHER: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """TOGETHER tiles of sums over K from ``begin`` to ``end``."""
+    WHOLE: tl.constexpr = N % (BLOCK_N * TOGETHER) == 0
+    n = column + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    x_tile = x_rows[:, None] + (begin + k)[None, :]
+    w_tile = weights + n[None, :] * K + (begin + k)[:, None]
+    sums = ()
+    for _ in tl.static_range(TOGETHER):
+        sums = sums + (tl.zeros((live.shape[0], BLOCK_N), dtype=tl.float32),)  # noqa: RUF005 - Triton
+    for first in range(begin, end, BLOCK_K):
+        x_mask = live[:, None]
+        if K % BLOCK_K != 0:
+            x_mask &= first + k[None, :] < K
+        x_part = tl.load(x_tile, mask=x_mask, other=0.0)
+        added = ()
+        for i in tl.static_range(TOGETHER):
+            if K % BLOCK_K != 0 or not WHOLE:
+                w_mask = (n[None, :] + i * BLOCK_N < N) & (first + k[:, None] < K)
+                w = tl.load(w_tile + i * BLOCK_N * K, mask=w_mask, other=0.0)
+            else:
+                w = tl.load(w_tile + i * BLOCK_N * K)
+            added = added + (tl.dot(x_part, w, sums[i]),)  # noqa: RUF005 - Triton
+        sums = added
+        x_tile += BLOCK_K
+        w_tile += BLOCK_K
+    return sums
+
+
+@triton.jit
+def _spread_sums(
+    x_rows,
+    live,
+    weights,
+    column,
+    begin,
+    end,
+    K: tl.constexpr,
+    N: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """One tile of such sums, of which each of four warps adds up a quarter of every step.
+
+    Few rows are one row of multiplications, each of which waits for the one before.
+    """
+    QUARTER: tl.constexpr = BLOCK_K // 4
+    quarter = tl.arange(0, 4)[:, None, None] * QUARTER
+    k_of_x = quarter + tl.arange(0, QUARTER)[None, None, :]
+    k_of_w = quarter + tl.arange(0, QUARTER)[None, :, None]
+    n = column + tl.arange(0, BLOCK_N)[None, None, :]
+    x_tile = x_rows[None, :, None] + begin + k_of_x
+    w_tile = weights + n * K + begin + k_of_w
+    sums = tl.zeros((4, live.shape[0], BLOCK_N), dtype=tl.float32)
+    for first in range(begin, end, BLOCK_K):
+        x_mask = live[None, :, None]
+        if K % BLOCK_K != 0:
+            x_mask &= first + k_of_x < K
+        x_part = tl.load(x_tile, mask=x_mask, other=0.0)
+        if K % BLOCK_K != 0 or N % BLOCK_N != 0:
+            w = tl.load(w_tile, mask=(n < N) & (first + k_of_w < K), other=0.0)
+        else:
+            w = tl.load(w_tile)
+        sums = tl.dot(x_part, w, sums)
+        x_tile += BLOCK_K
+        w_tile += BLOCK_K
+    # Split in halves, sums meet in registers after one exchange. tl.sum takes several.
+    pairs = tl.reshape(tl.permute(sums, (1, 2, 0)), (live.shape[0], BLOCK_N, 2, 2))
+    even, odd = tl.split(pairs)
+    first_half, second_half = tl.split(even + odd)
+    return first_half + second_half
 
 
 @triton.jit
@@ -36,6 +122,7 @@ def _shrink_rows(
     R: tl.constexpr,
     S: tl.constexpr,
     SPLIT: tl.constexpr,
+    SPREAD: tl.constexpr,
     TOGETHER: tl.constexpr,
     AHEAD: tl.constexpr,
     OVERLAP: tl.constexpr,
@@ -45,46 +132,27 @@ def _shrink_rows(
 ):
     """TOGETHER tiles of ROWS x BLOCK_N for one adapter's rows; with SPLIT, a part of their sums."""
     N: tl.constexpr = S * R
-    WHOLE: tl.constexpr = N % (BLOCK_N * TOGETHER) == 0
     m = tl.arange(0, ROWS)
     n = column + tl.arange(0, BLOCK_N)
-    k = tl.arange(0, BLOCK_K)
     live = m < length
     rows = tl.load(permutation + start + m, mask=live, other=0).to(tl.int64)
     has_work = (length > 0) & (column < rank * S)
     own = weights + adapter * (N * K)
-    if AHEAD > 0 and has_work:
-        fetch_weights(own, column * K, AHEAD, BLOCK_N * TOGETHER * K, N * K)
+    begin, end = 0, K
+    if SPLIT:
+        begin, end = _part_of_sum(part, parts, K, BLOCK_K)
+    if AHEAD and has_work:
+        fetch_depth(own, column, begin, end, K, N, BLOCK_N, BLOCK_K)
     after_previous_launch(OVERLAP)
     if has_work:
-        begin, end = 0, K
-        if SPLIT:
-            begin, end = _part_of_sum(part, parts, K, BLOCK_K)
-        x_tile = x + rows[:, None] * K + (begin + k)[None, :]
-        w_tile = own + n[None, :] * K + (begin + k)[:, None]
-        sums = ()
-        for _ in tl.static_range(TOGETHER):
-            sums = sums + (tl.zeros((ROWS, BLOCK_N), dtype=tl.float32),)  # noqa: RUF005 - Triton
-        for first in range(begin, end, BLOCK_K):
-            x_mask = live[:, None]
-            if K % BLOCK_K != 0:
-                x_mask &= first + k[None, :] < K
-            x_part = tl.load(x_tile, mask=x_mask, other=0.0)
-            added = ()
-            for i in tl.static_range(TOGETHER):
-                if K % BLOCK_K != 0 or not WHOLE:
-                    w_mask = (n[None, :] + i * BLOCK_N < N) & (first + k[:, None] < K)
-                    w = tl.load(w_tile + i * BLOCK_N * K, mask=w_mask, other=0.0)
-                else:
-                    w = tl.load(w_tile + i * BLOCK_N * K)
-                added = added + (tl.dot(x_part, w, sums[i]),)  # noqa: RUF005 - Triton
-            sums = added
-            x_tile += BLOCK_K
-            w_tile += BLOCK_K
-
+        x_rows = x + rows * K
+        if SPREAD:
+            sums = (_spread_sums(x_rows, live, own, column, begin, end, K, N, BLOCK_N, BLOCK_K),)
+        else:
+            sums = _sums(x_rows, live, own, column, begin, end, K, N, TOGETHER, BLOCK_N, BLOCK_K)
         for i in tl.static_range(TOGETHER):
             mask = live[:, None]
-            if not WHOLE:
+            if N % (BLOCK_N * TOGETHER) != 0:
                 mask &= n[None, :] + i * BLOCK_N < N
             tile = output + rows[:, None] * N + n[None, :] + i * BLOCK_N
             if SPLIT:
@@ -123,6 +191,7 @@ def _shrink_run(
     GROUP: tl.constexpr,
     PIECES: tl.constexpr,
     SPLIT: tl.constexpr,
+    SPREAD: tl.constexpr,
     TOGETHER: tl.constexpr,
     AHEAD: tl.constexpr,
     OVERLAP: tl.constexpr,
@@ -142,8 +211,8 @@ def _shrink_run(
     slot = (segment * PIECES + piece) * tl.num_programs(1) + tl.program_id(1)
     _shrink_rows(
         x, weights, output, partials, arrivals, permutation, start, length, adapter, rank,
-        column, part, parts, slot, K, R, S, SPLIT, TOGETHER, AHEAD, OVERLAP, GROUP * BLOCK_M,
-        BLOCK_N, BLOCK_K,
+        column, part, parts, slot, K, R, S, SPLIT, SPREAD, TOGETHER, AHEAD, OVERLAP,
+        GROUP * BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
 
 
@@ -168,6 +237,7 @@ def shrink_kernel(
     GROUP: tl.constexpr,
     PIECES: tl.constexpr,
     SPLIT: tl.constexpr,
+    SPREAD: tl.constexpr,
     TOGETHER: tl.constexpr,
     AHEAD: tl.constexpr,
     OVERLAP: tl.constexpr,
@@ -183,10 +253,10 @@ def shrink_kernel(
     Its last tile is written whole: columns up to S * R hold no meaning, and a bound that the
     compiler does not know would cost the 16-byte stores. With SPLIT the sum over K is cut into
     ``parts``; partials (s, parts, S * R) float32 holds them, arrivals (segments * PIECES * tiles)
-    int32 counts who has come, and is zero before and after; TOGETHER is 1 then. ROUNDS: the grid
-    may cover fewer segments than there are. AHEAD: so many lines of the weights are on their way
-    to the L2 before the launch in front has ended. OVERLAP: see
-    :mod:`lora_autotune.kernels.overlap`.
+    int32 counts who has come, and is zero before and after; TOGETHER is 1 then. SPREAD: warps share
+    each sum among them; TOGETHER is 1, too. ROUNDS: the grid may cover fewer segments than there
+    are. AHEAD: the weights are on their way to the L2 before the launch in front has ended.
+    OVERLAP: see :mod:`lora_autotune.kernels.overlap`.
     """
     group = tl.program_id(2)
     if ROUNDS or GROUP > 1:
@@ -209,11 +279,11 @@ def shrink_kernel(
             _shrink_run(
                 segment, piece, x, weights, output, partials, arrivals, seg_indptr,
                 weight_indices, lora_ranks, permutation, num_segs, parts, K, R, S, GROUP, PIECES,
-                SPLIT, TOGETHER, AHEAD, OVERLAP, BLOCK_M, BLOCK_N, BLOCK_K,
+                SPLIT, SPREAD, TOGETHER, AHEAD, OVERLAP, BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip
     else:
         _shrink_run(
             group // PIECES, group % PIECES, x, weights, output, partials, arrivals, seg_indptr,
             weight_indices, lora_ranks, permutation, num_segs, parts, K, R, S, GROUP, PIECES,
-            SPLIT, TOGETHER, AHEAD, OVERLAP, BLOCK_M, BLOCK_N, BLOCK_K,
+            SPLIT, SPREAD, TOGETHER, AHEAD, OVERLAP, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
