@@ -1,6 +1,6 @@
 """What LoRA costs a whole model: a decoder of Qwen3-0.6B's shape, each step one CUDA graph.
 
-    bench_model.py [--only TEXT ...] [--rounds 9] [--out FILE]
+    bench_model.py [--only TEXT ...] [--rounds 9] [--published-configs DIR] [--out FILE]
 
 bf16, LoRA of rank 64 on qkv, o, gate_up and down, 8 slots; scripts/decoder.py says what else the
 model is. The steps: prefill of 60 x 512 tokens with one adapter, at chunk size 16 and at 128, and
@@ -8,8 +8,8 @@ decode of 32 tokens over 8 adapters with 1,024 tokens cached, all in a server's 
 ways: no LoRA; at prefill what no kernel outside of the layers' own can do without (each layer's
 input read, its output read and written, and nothing computed); our kernels, by default and with the
 configs that the loader finds (it reads SGLANG_LORA_CONFIG_DIR); SGLang's kernels, where SGLang is
-installed, by default and with the configs in its package. They are replayed in turns: median
-milliseconds, and the ratio to no LoRA.
+installed, by default, with the configs in its package, and with those that this package has for
+them. They are replayed in turns: median milliseconds, and the ratio to no LoRA.
 Each way's LoRA layers are compared with the float64 reference on a small batch first. It needs a
 GPU: about a minute on an H200.
 """
@@ -34,7 +34,7 @@ import torch
 from ahead import compile_ahead
 from contest import first_line, surroundings, times_us
 from decoder import DEVICE, DTYPE, Attention, Decoder, Lora, Projection
-from published import SET, looked_up, published_config, published_name
+from published import SET, config_in, looked_up, published_config, published_name
 from torch import Tensor
 
 from lora_autotune.evaluators import measuring
@@ -48,6 +48,7 @@ from lora_autotune.model import load_model_shape, tasks_for
 from lora_autotune.space import DEFAULT_CONFIGS, Config
 from lora_autotune.task import DECODE, PREFILL, Instance, Task
 
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 MODEL, LAYERS, RANK = "Qwen3-0.6B", 28, 64
 DTYPE_NAME = "bfloat16"
 PROJECTIONS = ("qkv", "o", "gate_up", "down")
@@ -92,17 +93,18 @@ def tasks_of(chunk_size: int) -> list[Task]:
     return tasks_for(shape, rank=RANK, dtype=DTYPE_NAME, chunk_sizes=(chunk_size,))
 
 
-def variants_of(chunk_size: int, *, published: bool) -> Variants:
-    """The ways to run LoRA."""
+def variants_of(chunk_size: int, *, published: Path | None) -> Variants:
+    """The ways to run LoRA; ``published``: configs of SGLang's kernels, if those are here."""
     tasks = tasks_of(chunk_size)
     default = {task: DEFAULT_CONFIGS[task.kernel] for task in tasks}
     found = {
         "ours, default": (BUILTIN, default),
         "ours, tuned": (BUILTIN, {task: looked_up(task) for task in tasks}),
     }
-    if published:
+    if published is not None:
         found["published, default"] = (SET, default)
         found["published, its files"] = (SET, {task: published_config(task) for task in tasks})
+        found["published, tuned"] = (SET, {task: config_in(published, task) for task in tasks})
     return found
 
 
@@ -240,6 +242,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="+", metavar="TEXT", help="steps whose name holds a text")
     parser.add_argument("--rounds", type=int, default=9, help="odd, for a median")
+    parser.add_argument(
+        "--published-configs",
+        type=Path,
+        default=CONFIGS / "sglang",
+        metavar="DIR",
+        help="for SGLang's kernels",
+    )
     parser.add_argument("--out", type=Path, help="everything as JSON")
     options = parser.parse_args(arguments)
     wanted = [f"*{text}*" for text in options.only or [""]]
@@ -269,7 +278,9 @@ def main() -> int:
         about = surroundings(gpu, published)
         print("; ".join(f"{key}: {value}" for key, value in about.items()))
         variants = {
-            step: variants_of(step.chunk_size, published=published is not None)
+            step: variants_of(
+                step.chunk_size, published=options.published_configs if published else None
+            )
             for step in options.steps
         }
         work = [

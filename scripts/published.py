@@ -39,9 +39,14 @@ def published_config(task: Task) -> Config:
     places = (spec.submodule_search_locations or []) if spec is not None else []
     for folder in (Path(place, home) for place in places for home in HOMES):
         if (folder / "csgmv_configs").is_dir():
-            with _root(folder):
-                return looked_up(task)
+            return config_in(folder, task)
     raise EvaluatorError("SGLang's package holds no csgmv_configs")
+
+
+def config_in(folder: Path, task: Task) -> Config:
+    """What the loader finds in a folder."""
+    with _root(folder):
+        return looked_up(task)
 
 
 @contextmanager

@@ -29,17 +29,17 @@ ROOT = Path(__file__).resolve().parent.parent
 
 QKV = ("shrink", 1024, 3), ("expand", 4096, 3)
 O_PROJ = ("shrink", 2048, 1), ("expand", 1024, 1)
-GATE_UP, DOWN = ("expand", 6144, 2), ("shrink", 3072, 1)
+GATE_UP = ("expand", 6144, 2)
 
 WANTED = (
     # What scripts/tune replays where there is no GPU: the default workload.
     ("Qwen3-0.6B", 64, None, 64, (*QKV, *O_PROJ)),
-    # Decode steps; those of a larger model with a small rank.
-    ("Qwen3-0.6B", 64, "decode", 16, (O_PROJ[0], GATE_UP)),
-    ("Llama-3.1-8B", 16, "decode", 16, (("shrink", 4096, 3),)),
-    # A default server, where one config serves few rows and many.
+    # A default server, where few rows have configs of their own, and are measured all the same.
     ("Qwen3-0.6B", 64, None, 16, (QKV[0], O_PROJ[1])),
-    ("Qwen3-0.6B", 64, None, 128, (*QKV, DOWN)),
+    # Prompts from one to many; those of a larger model with a small rank. At decode there is
+    # nothing to choose, and a chunk size of 128 is launched as 64.
+    ("Qwen3-0.6B", 64, "prefill", 16, (GATE_UP, O_PROJ[0])),
+    ("Llama-3.1-8B", 16, "prefill", 16, (("shrink", 4096, 3),)),
 )
 """Model, rank, preset (None: default workload), chunk size, (kernel, K, S) of its tasks. What is
 most wanted comes first."""

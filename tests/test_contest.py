@@ -13,6 +13,7 @@ from triton.runtime.errors import OutOfResources
 from lora_autotune.evaluators import measuring
 from lora_autotune.evaluators.subject import Subject
 from lora_autotune.evaluators.timing import GraphTimer
+from lora_autotune.kernels.schedule import Schedule
 from lora_autotune.task import PREFILL, Task
 from lora_autotune.trial import Failure
 from tests.gpus import H200
@@ -182,10 +183,15 @@ def test_each_way_of_launching_is_checked_once(memory, monkeypatch):
         checked.append((config, schedule))
 
     monkeypatch.setattr(measuring, "difference_from_reference", difference)
-    for schedule in ("as ever", "another", "as ever"):
+    ways = Schedule(), Schedule(group=2)
+    for schedule in (*ways, ways[0]):
         monkeypatch.setattr(Bench, "schedule", lambda _bench, _config, way=schedule: way)
         measuring.remeasure(SUBJECT, [SLOW, FAST, SLOW], 12)
-    assert checked == [(config, way) for way in ("as ever", "another") for config in (SLOW, FAST)]
+    assert checked == [(config, way) for way in ways for config in (SLOW, FAST)]
+    few_rows = Schedule(low_config=(("BLOCK_N", 8), ("BLOCK_K", 512)))
+    monkeypatch.setattr(Bench, "schedule", lambda _bench, _config: few_rows)
+    measuring.remeasure(SUBJECT, [SLOW, FAST, SLOW], 12)
+    assert checked[4:] == [(SLOW, few_rows)]
 
 
 def test_what_the_gpu_has_no_room_for_fails_and_the_others_are_timed(memory, monkeypatch):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from lora_autotune.evaluators.timing import GraphTimer
+from lora_autotune.kernels.schedule import Schedule
 from lora_autotune.space import Config
 
 START_US = 5.0
@@ -39,8 +40,8 @@ class Bench:
 
         return [Launch(TIMES_US[config])] * self.sets
 
-    def schedule(self, _config: Config) -> str:
-        return "as ever"
+    def schedule(self, _config: Config) -> Schedule:
+        return Schedule()
 
 
 def make_up_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,5 +54,6 @@ def make_up_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         self.replays += 1
         return self.took_us / len(self._launches)
 
+    monkeypatch.setattr("torch.cuda.synchronize", lambda: None)
     monkeypatch.setattr(GraphTimer, "_capture", capture)
     monkeypatch.setattr(GraphTimer, "time_us", time_us)

@@ -54,8 +54,8 @@ class _Prepared:
 
 
 _operands: dict[Subject, _Prepared] = {}
-_right: set[tuple[Task, Config, Schedule, str]] = set()
-"""Configs, in the ways that they are launched, that were seen to compute the right thing."""
+_right: set[tuple[Task, tuple[tuple[str, int], ...], Schedule, str]] = set()
+"""Configs as they are launched that were seen to compute the right thing."""
 _gpu: Gpu
 
 
@@ -193,6 +193,7 @@ def _timed(
         launch = bench.launches(config)[0]
         way = launch.variant, launch.grid
         if way in bench.known_us:
+            torch.cuda.synchronize()  # its check may have crashed
             times_us[place] = bench.known_us[way]
             continue
         limits_us = {
@@ -212,7 +213,8 @@ def _checked(subject: Subject, config: Config, prepared: _Prepared) -> Resources
     try:
         found = [compiled_resources(bench.launches(config)[0]()) for bench in prepared.benches]
         for schedule in {bench.schedule(config) for bench in prepared.benches}:
-            way = subject.task, config, schedule, subject.kernels
+            launched = tuple(sorted(schedule.applied_to(config.as_dict()).items()))
+            way = subject.task, launched, schedule, subject.kernels
             if way in _right:
                 continue
             wrong = difference_from_reference(
