@@ -103,7 +103,7 @@ def test_every_config_says_where_it_is_from(file: Path) -> None:
 
 
 def test_few_configs_were_changed_by_hand() -> None:
-    assert sum(len(read_config_file(file)) - len(origins(file)) for file in FILES) == 18
+    assert sum(len(read_config_file(file)) - len(origins(file)) for file in FILES) == 10
 
 
 @each_file
