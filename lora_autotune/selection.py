@@ -104,9 +104,13 @@ def select(
     if not isinstance(outcome, Measurement):
         yield _fastest(evaluator, [trial.config for trial in fine[:finalists]], rounds)
         return
-    best = [trial.config for trial in fine[:finalists]]
+    others = [trial for trial in fine if not _is_launched_alike(trial, outcome)]
+    best = [trial.config for trial in others[:finalists]]
     if not best:
-        yield _default_stands(default, outcome.times_us, "nothing else could be measured")
+        why = (
+            "all that was tried is launched as it is" if fine else "nothing else could be measured"
+        )
+        yield _default_stands(default, outcome.times_us, why)
         return
 
     first, *series, last = evaluator.remeasure([default, *best, default], rounds=rounds)
@@ -143,6 +147,11 @@ def select(
     where = " everywhere" if any(finalist.held_out for finalist in entered) else ""
     reason = f"no finalist beats it{where}: {entered[0].config} {entered[0].verdict}"
     yield _default_stands(default, _median_times(base), reason, noise=noise, finalists=entered)
+
+
+def _is_launched_alike(trial: Trial, default: Measurement) -> bool:
+    """What launches have in common is timed once: so two that take exactly as long are one."""
+    return isinstance(trial.outcome, Measurement) and trial.outcome.times_us == default.times_us
 
 
 def _held_out_too(

@@ -22,7 +22,7 @@ from lora_autotune.space import DEFAULT_CONFIGS, Config
 from lora_autotune.task import Instance, Task
 from tests.gpus import H200
 
-DIVIDED = Task(kernel="shrink", K=4096, R=16, S=3, chunk_size=16)
+DIVIDED = Task(kernel="shrink", K=4096, R=16, S=1, chunk_size=16)
 SHRINK = Task(kernel="shrink", K=328, R=20, S=1, chunk_size=128, dtype="bfloat16")
 EXPAND = Task(kernel="expand", K=1024, R=16, S=2, chunk_size=16)
 UNEVEN = Task(
@@ -119,7 +119,7 @@ def test_tensors_find_what_was_compiled_for_blanks(cache, with_torch, name):
 def test_what_nobody_compiled_would_show(cache, with_torch):
     before = files_in(cache)
     other = Config(BLOCK_N=16, BLOCK_K=16, num_warps=2, num_stages=1)
-    with_torch.call(compile_with_tensors, EXPAND, DECODE, other, timeout_s=120)
+    with_torch.call(compile_with_tensors, EXPAND, PREFILL, other, timeout_s=120)
     assert files_in(cache) > before
 
 

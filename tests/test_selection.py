@@ -229,6 +229,18 @@ def test_alone_the_default_stands_and_is_not_measured_again():
     assert watch.asked == []
 
 
+def test_what_takes_exactly_as_long_as_the_default_is_launched_as_it_is():
+    stopwatch = Stopwatch({})
+    alike = [measured(DEFAULT, 1.0), measured(FAST, 1.0), measured(SLOW, 1.0)]
+    selection = choose(stopwatch, alike)
+    assert (selection.config, selection.tuned) == (DEFAULT, False)
+    assert selection.reason == "the default stands: all that was tried is launched as it is"
+    assert not stopwatch.asked
+    stopwatch = Stopwatch({DEFAULT: default_twice(), FASTER: [(90.0,)]})
+    choose(stopwatch, [*alike, measured(FASTER, 0.9)])
+    assert stopwatch.asked == [[DEFAULT, FASTER, DEFAULT]]
+
+
 def test_only_the_best_few_fine_measurements_are_finalists():
     many = [measured(Config(BLOCK_N=n, BLOCK_K=16), 2.0 - n / 100) for n in range(1, 10)]
     hidden = [
