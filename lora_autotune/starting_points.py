@@ -2,7 +2,8 @@
 
 From two runs of `scripts/tune` on an H200: at every shape and chunk size of theirs one of these, or
 the default, is within 3% of the best that was found. The last of expand's is from decode steps on
-an H100, where three of three winners of rank 64 are like it. On another GPU they are guesses.
+an H100, of kernels whose few rows had no configs of their own; landscapes of those ship. On another
+GPU all are guesses.
 """
 
 from __future__ import annotations

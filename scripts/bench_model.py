@@ -8,8 +8,8 @@ decode of 32 tokens over 8 adapters with 1,024 tokens cached, all in a server's 
 ways: no LoRA; at prefill what no kernel outside of the layers' own can do without (each layer's
 input read, its output read and written, and nothing computed); our kernels, by default and with the
 configs that the loader finds (it reads SGLANG_LORA_CONFIG_DIR); SGLang's kernels, where SGLang is
-installed, by default, with the configs in its package, and with those that this package has for
-them. They are replayed in turns: median milliseconds, and the ratio to no LoRA.
+installed, by default, with the configs in its package, and with those in a folder that is given
+(configs/sglang). They are replayed in turns: median milliseconds, and the ratio to no LoRA.
 Each way's LoRA layers are compared with the float64 reference on a small batch first. It needs a
 GPU: about a minute on an H200.
 """
@@ -37,6 +37,7 @@ from decoder import DEVICE, DTYPE, Attention, Decoder, Lora, Projection
 from published import SET, config_in, looked_up, published_config, published_name
 from torch import Tensor
 
+from lora_autotune.errors import LoraAutotuneError
 from lora_autotune.evaluators import measuring
 from lora_autotune.evaluators.correctness import TOLERANCES
 from lora_autotune.evaluators.gpu import Gpu
@@ -48,7 +49,6 @@ from lora_autotune.model import load_model_shape, tasks_for
 from lora_autotune.space import DEFAULT_CONFIGS, Config
 from lora_autotune.task import DECODE, PREFILL, Instance, Task
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 MODEL, LAYERS, RANK = "Qwen3-0.6B", 28, 64
 DTYPE_NAME = "bfloat16"
 PROJECTIONS = ("qkv", "o", "gate_up", "down")
@@ -93,18 +93,19 @@ def tasks_of(chunk_size: int) -> list[Task]:
     return tasks_for(shape, rank=RANK, dtype=DTYPE_NAME, chunk_sizes=(chunk_size,))
 
 
-def variants_of(chunk_size: int, *, published: Path | None) -> Variants:
-    """The ways to run LoRA; ``published``: configs of SGLang's kernels, if those are here."""
+def variants_of(chunk_size: int, *, published: bool, configs: Path | None) -> Variants:
+    """The ways to run LoRA; ``configs``: more for SGLang's kernels than its package has."""
     tasks = tasks_of(chunk_size)
     default = {task: DEFAULT_CONFIGS[task.kernel] for task in tasks}
     found = {
         "ours, default": (BUILTIN, default),
         "ours, tuned": (BUILTIN, {task: looked_up(task) for task in tasks}),
     }
-    if published is not None:
+    if published:
         found["published, default"] = (SET, default)
         found["published, its files"] = (SET, {task: published_config(task) for task in tasks})
-        found["published, tuned"] = (SET, {task: config_in(published, task) for task in tasks})
+    if published and configs is not None:
+        found["published, tuned"] = (SET, {task: config_in(configs, task) for task in tasks})
     return found
 
 
@@ -243,11 +244,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="TEXT", help="steps whose name holds a text")
     parser.add_argument("--rounds", type=int, default=9, help="odd, for a median")
     parser.add_argument(
-        "--published-configs",
-        type=Path,
-        default=CONFIGS / "sglang",
-        metavar="DIR",
-        help="for SGLang's kernels",
+        "--published-configs", type=Path, metavar="DIR", help="more configs for SGLang's kernels"
     )
     parser.add_argument("--out", type=Path, help="everything as JSON")
     options = parser.parse_args(arguments)
@@ -279,7 +276,9 @@ def main() -> int:
         print("; ".join(f"{key}: {value}" for key, value in about.items()))
         variants = {
             step: variants_of(
-                step.chunk_size, published=options.published_configs if published else None
+                step.chunk_size,
+                published=published is not None,
+                configs=options.published_configs,
             )
             for step in options.steps
         }
@@ -309,4 +308,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except LoraAutotuneError as error:
+        sys.exit(f"bench_model.py: {error}")

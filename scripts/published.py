@@ -11,7 +11,12 @@ from pathlib import Path
 from lora_autotune.errors import EvaluatorError
 from lora_autotune.kernels.launcher import launcher
 from lora_autotune.kernels.sglang import HOMES
-from lora_autotune.loader import ROOT_VARIABLE, get_lora_expand_config, get_lora_shrink_config
+from lora_autotune.loader import (
+    ROOT_VARIABLE,
+    explain_lookup,
+    get_lora_expand_config,
+    get_lora_shrink_config,
+)
 from lora_autotune.space import Config
 from lora_autotune.task import Task
 
@@ -39,14 +44,18 @@ def published_config(task: Task) -> Config:
     places = (spec.submodule_search_locations or []) if spec is not None else []
     for folder in (Path(place, home) for place in places for home in HOMES):
         if (folder / "csgmv_configs").is_dir():
-            return config_in(folder, task)
+            with _root(folder):
+                return looked_up(task)
     raise EvaluatorError("SGLang's package holds no csgmv_configs")
 
 
 def config_in(folder: Path, task: Task) -> Config:
-    """What the loader finds in a folder."""
+    """What the loader finds in a folder; an EvaluatorError where that is the default only."""
     with _root(folder):
-        return looked_up(task)
+        found = explain_lookup(task.kernel, task.K, task.R, task.S, task.chunk_size)
+    if found.path is None:
+        raise EvaluatorError(f"{folder} has no config of {task}: {found.reason}")
+    return Config.from_dict(found.config)
 
 
 @contextmanager

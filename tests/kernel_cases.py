@@ -3,6 +3,7 @@
 Prints nothing; exits with an assertion for the first case that differs.
 """
 
+import itertools
 import sys
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from lora_autotune.kernels import prefetch
 from lora_autotune.kernels.batch import Batch, make_batch
 from lora_autotune.kernels.launch import expand_launch, shrink_launch
 from lora_autotune.kernels.reference import expand_reference, shrink_reference
@@ -20,11 +22,12 @@ TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
 
 
 def check(
-    dtype, device, chunk_size, rank, ranks, block_n, block_k, offsets, schedule, wider, cut=None
-):
+    dtype, device, chunk_size, rank, ranks, block_n, block_k, offsets, schedule, wider, cut=None,
+    width=72,
+):  # fmt: skip
     """One case of each kernel; ``cut``: rows of a segment, if fewer than its chunk may have."""
     generator = torch.Generator().manual_seed(chunk_size * 1000 + rank)
-    rows, width, slices = 6 * chunk_size + 21, 72, len(offsets) - 1
+    rows, slices = 6 * chunk_size + 21, len(offsets) - 1
     schedule = Schedule(**schedule)
     owners = torch.randint(0, len(ranks), (rows,), generator=generator)
     owners[: rows // 2] = 0  # enough of one adapter to fill a group
@@ -89,14 +92,22 @@ def main(device, dtype_name):
     check(dtype, device, 128, 16, [16, 9, 0, 16], 16, 16, unequal, rounds | {"parts": 3}, 0, cut=70)
     check(dtype, device, 32, 16, [16, 16, 16, 0], 32, 32, [0, 48], rounds, 0, cut=5)
     check(dtype, device, 32, 16, [16, 8, 0, 16], 32, 32, [0, 48], rounds | group, 0, cut=3)
-    spread = {"spread": True, "ahead": True}
-    check(dtype, device, 16, 16, [16, 0, 7, 16], 16, 64, unequal, spread, 0)
-    check(dtype, device, 16, 20, [20, 5, 0, 20], 8, 64, unequal, rounds | spread | {"parts": 2}, 0)
-    check(dtype, device, 32, 16, [16, 16, 0, 3], 32, 128, [0, 48], rounds | spread, 0, cut=5)
+    for width in (72, 128):
+        low = {"low_config": (("BLOCK_N", 16), ("BLOCK_K", 64)), "ahead": True}
+        check(dtype, device, 16, 16, [16, 0, 7, 16], 64, 16, unequal, low, 0, width=width)
+        check(dtype, device, 32, 16, [16, 9, 0, 3], 16, 16, [0, 48], rounds | low, 0, 5, width)
+        low = rounds | {"low_config": (("BLOCK_N", 8), ("BLOCK_K", 64)), "parts": 2}
+        check(dtype, device, 16, 20, [20, 5, 0, 20], 64, 16, unequal, low, 0, width=width)
+    low = {"low_config": (("BLOCK_N", 32), ("BLOCK_K", 64)), "walk": 2}
+    for rank in (128, 100):  # ragged ones in two steps, by eights and not
+        check(dtype, device, 16, rank, [rank, rank - 3, 0, 36], 64, 16, unequal, low, 0)
     for schedule in (group, rounds | group, group | {"parts": 2}):
         scattered(dtype, device, schedule)
     nothing(dtype, device)
     kinds(dtype, device)
+    if device == "cpu":
+        for parts, width in itertools.product((1, 2, 5), (72, 328, 1000)):
+            fetches(dtype, parts, width)
     inner_runs(device)
 
 
@@ -174,6 +185,29 @@ def inner_runs(device):
     starts, runs = found.cpu().view(places, 2).T.tolist()
     assert starts == [*begins, segments, segments]
     assert set(runs) == {len(begins)}
+
+
+def fetches(dtype, parts, width):
+    """What shrink fetches ahead of the last adapter lies within the weights, and is all of them."""
+    batch = make_batch([2] * 9, ranks=[20] * 3, scalings=[1.0] * 3, chunk_size=16)
+    low = (("BLOCK_N", 8), ("BLOCK_K", 128), ("AHEAD", 1))
+    x, weights = torch.zeros(9, width, dtype=dtype), torch.zeros(3, 60, width, dtype=dtype)
+    fetched = []
+    fetch, prefetch._fetch = prefetch._fetch, lambda lines: fetched.append(lines.handle.data.copy())
+    schedule = Schedule(low_config=low, parts=parts)
+    config = {"BLOCK_N": 16, "BLOCK_K": 16}
+    shrink_launch(x, weights, x.new_empty(9, 60), batch, 3, config, schedule=schedule)()
+    prefetch._fetch = fetch
+    first, size = weights.data_ptr(), weights.element_size()
+    places = {(int(line) - first) // size for lines in fetched for line in lines.ravel()}
+    own = 2 * 60 * width
+    assert min(places) >= own
+    assert max(places) < weights.numel()
+    rows = {place // width for place in places}
+    assert rows == set(range(120, 180))
+    for row in rows:
+        inside = {place % width for place in places if place // width == row}
+        assert inside >= set(range(0, width, 64))
 
 
 def nothing(dtype, device):

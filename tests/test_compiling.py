@@ -93,12 +93,13 @@ def test_any_rank_and_number_of_slices_compiles(compiler, S, R, dtype):
     shape = {"R": R, "S": S, "chunk_size": 16, "dtype": dtype}
     shrink = Task(kernel="shrink", K=328, **shape)
     config = Config(BLOCK_N=32, BLOCK_K=64, num_warps=4, num_stages=3)
-    assert compile_one(compiler, shrink, config).failure is None
+    workload = DECODE, *WORKLOAD
+    assert compile_one(compiler, shrink, config, workload).failure is None
 
     offsets = [(0, 328), (0, 200, 328), (0, 200, 264, 328)][S - 1]
     expand = Task(kernel="expand", K=328, slice_offsets=offsets, **shape)
     config = Config(BLOCK_N=64, BLOCK_K=32, num_warps=4, num_stages=2, maxnreg=96)
-    assert compile_one(compiler, expand, config).failure is None
+    assert compile_one(compiler, expand, config, workload).failure is None
 
 
 def test_too_much_shared_memory_is_a_failure_before_the_gpu_sees_it(compiler):

@@ -72,9 +72,9 @@ def test_few_rows_of_shrink_have_a_config_of_their_own(columns, width, config, p
         own = shape | {"block_n": block_n, "block_k": block_k}
         schedule = shrink(batch(32, 8, 16), **own)
         assert (schedule.low_config, schedule.parts) == (config, parts)
-        assert (schedule.tile, schedule.group, schedule.spread) == (None, 1, True)
+        assert (schedule.tile, schedule.group) == (None, 1)
         high = shrink(batch(32, 8, 64), **own)
-        assert (high.tile, high.low_config, high.spread) == (None, None, False)
+        assert (high.tile, high.low_config) == (None, None)
 
 
 def test_low_tiles_are_narrow_for_longer_where_x_is_read_seldom():
@@ -172,6 +172,7 @@ def test_segments_are_not_grouped_where_adapters_change_from_one_to_the_next():
         (20, low(128, 32, 1, maxnreg=128)),
         (64, low(128, 32, 3, maxnreg=128)),
         (256, low(128, 64, 3, maxnreg=128)),
+        (100, low(128, 64, 3)),
     ],
 )
 def test_few_rows_of_expand_have_a_config_of_their_own(rank, config):
@@ -180,6 +181,25 @@ def test_few_rows_of_expand_have_a_config_of_their_own(rank, config):
         assert expand(batch(32, 8, 16), **own).low_config == config
         assert expand(batch(30_720, 1, 16), **own).low_config is None
         assert expand(batch(100, 8, 64), **own).low_config is None  # tiles of 64 rows are not low
+
+
+def test_few_rows_of_each_of_many_adapters_are_many():
+    crowd = batch(16_000, 128, 16)
+    assert expand(crowd).low_config is None
+    assert shrink(crowd).low_config is None
+
+
+@pytest.mark.parametrize("tokens", [32, 512, 1024, 1056, 2048, 30_720])
+@pytest.mark.parametrize("width", [1024, 4096])
+def test_a_config_does_not_decide_whether_it_is_in_force(tokens, width):
+    served = batch(tokens, 8, 16)
+    tiles = [(16, 64), (64, 64), (128, 32), (256, 16)]
+    for schedules in (
+        [expand(served, width, 64, *own) for own in tiles],
+        [shrink(served, 64, width, *own) for own in tiles],
+    ):
+        assert len({schedule.low_config for schedule in schedules}) == 1
+        assert len({schedule.group for schedule in schedules}) == 1
 
 
 def test_the_next_of_several_tiles_is_loaded_ahead():

@@ -12,6 +12,7 @@ import torch
 
 from lora_autotune.evaluators import measuring
 from lora_autotune.evaluators.timing import GRAPH_US, GraphTimer, median_time_us
+from lora_autotune.kernels.schedule import Schedule
 from lora_autotune.pruning import GIVE_UP, REPLAYS, Standings
 from lora_autotune.space import Config
 from lora_autotune.task import DECODE, PREFILL, Task
@@ -132,20 +133,47 @@ def test_a_candidate_is_timed_on_the_heaviest_batch_first_and_no_further_once_it
     assert measuring._timed(subject, FAST, benches, standings) == first
 
 
-def test_what_is_launched_alike_is_timed_once():
+def test_what_is_launched_alike_is_timed_once(monkeypatch):
     workload = (replace(DECODE, weight=0.5), PREFILL)
     task = Task(kernel="shrink", K=1024, R=64, S=3, chunk_size=16)
     subject = measuring.Subject(task=task, workload=workload, seed=0, prune=True)
 
-    class Alike(Bench):
-        def launches(self, _config):
-            return super().launches(FAST)
+    synchronized: list[None] = []
+    monkeypatch.setattr("torch.cuda.synchronize", lambda: synchronized.append(None))
 
-    benches = [Alike(), Bench()]
+    class FewRows(Bench):
+        def schedule(self, _config):
+            return Schedule(low_config=(("BLOCK_N", 8), ("BLOCK_K", 512)))
+
+    benches = [FewRows(), Bench()]
     first = measuring._timed(subject, FAST, benches, Standings())
-    timed = benches[0].rotations
+    assert not synchronized
     other = measuring._timed(subject, SLOW, benches, Standings())
     assert other.times_us == (first.times_us[0], pytest.approx(240.0, rel=0.02))
-    assert benches[0].rotations == timed
-    assert len(benches[0].known_us) == 1
-    assert len(benches[1].known_us) == 2
+    assert synchronized
+    # What is measured again, or in full, is.
+    monkeypatch.setitem(TIMES_US, FAST, 80.0)
+    twice = (pytest.approx(80.0, rel=0.02),) * 2
+    assert measuring._timed(subject, FAST, benches, Standings()).times_us == twice
+    full = replace(subject, prune=False)
+    assert measuring._timed(full, SLOW, benches, Standings()).times_us[0] > 200.0
+
+
+def test_a_time_that_was_cut_short_is_nobody_elses():
+    workload = (PREFILL,)
+    task = Task(kernel="shrink", K=1024, R=64, S=3, chunk_size=16)
+    subject = measuring.Subject(task=task, workload=workload, seed=0, prune=True)
+    bench = Bench()
+    first = measuring._timed(subject, FAST, [bench], Standings())
+    standings = Standings().after(first, workload, is_default=True)
+    assert measuring._timed(subject, SLOW, [bench], standings).coarse
+    assert [config for config, _ in bench.known_us.values()] == [FAST]
+
+
+def test_unset_warps_and_stages_are_tritons():
+    spelled = replace(SLOW, num_warps=4, num_stages=3)
+    assert measuring._launch_of(SLOW, Schedule()) == measuring._launch_of(spelled, Schedule())
+    tiled = Schedule(tile=(SLOW.BLOCK_N, SLOW.BLOCK_K))
+    assert measuring._launch_of(FAST, tiled) == measuring._launch_of(SLOW, Schedule())
+    low = Schedule(low_config=tuple(SLOW.as_dict().items()))
+    assert measuring._launch_of(FAST, low) != measuring._launch_of(SLOW, Schedule())

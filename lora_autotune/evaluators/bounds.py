@@ -55,11 +55,16 @@ def served_smem_bytes(task: Task, config: Config, gpu: Gpu) -> int:
 
 
 def sums_per_thread(task: Task, workload: Workload, config: Config, gpu: Gpu) -> int:
-    """float32 sums that a thread holds at once, on the batch where those are most."""
-    sums = []
+    """float32 sums that a thread holds at once, on the batch where those are most.
+
+    Of few rows none are counted: what they have is not from the config.
+    """
+    sums = [0]
     for instance in workload:
         batch = planned_batch(task, instance)
         schedule = schedule_of(task, batch, config.as_dict(), gpu.multiprocessors)
+        if schedule.low_config is not None:
+            continue
         launched = schedule.applied_to(config.as_dict())
         threads = WARP * launched.get("num_warps", DEFAULT_WARPS)
         rows = schedule.group * batch.sizes.piece_rows

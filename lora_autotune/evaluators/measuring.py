@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import triton
 from triton.runtime.errors import OutOfResources
 
+from lora_autotune.evaluators.bounds import DEFAULT_STAGES, DEFAULT_WARPS
 from lora_autotune.evaluators.correctness import difference_from_reference
 from lora_autotune.evaluators.gpu import Gpu
 from lora_autotune.evaluators.subject import Reply, Subject
@@ -54,8 +55,8 @@ class _Prepared:
 
 
 _operands: dict[Subject, _Prepared] = {}
-_right: set[tuple[Task, tuple[tuple[str, int], ...], Schedule, str]] = set()
-"""Configs as they are launched that were seen to compute the right thing."""
+_right: set[tuple[Task, str, Hashable]] = set()
+"""Launches that were seen to compute the right thing."""
 _gpu: Gpu
 
 
@@ -190,11 +191,11 @@ def _timed(
     coarse = False
     for place in telling_order(workload):
         bench = benches[place]
-        launch = bench.launches(config)[0]
-        way = launch.variant, launch.grid
-        if way in bench.known_us:
+        launch = _launch_of(config, bench.schedule(config))
+        known, known_us = bench.known_us.get(launch, (config, 0.0))
+        if known != config and subject.prune:
             torch.cuda.synchronize()  # its check may have crashed
-            times_us[place] = bench.known_us[way]
+            times_us[place] = known_us
             continue
         limits_us = {
             replays: standings.limit_us(factor, times_us, place, workload)
@@ -204,17 +205,28 @@ def _timed(
         if coarse and len(times_us) < len(workload):
             return pruned(times_us, workload)
         if not coarse:
-            bench.known_us[way] = times_us[place]
+            bench.known_us[launch] = config, times_us[place]
     return Measurement(times_us=tuple(times_us[i] for i in range(len(workload))), coarse=coarse)
 
 
+def _launch_of(config: Config, schedule: Schedule) -> Hashable:
+    """What a launch is made of besides its batch: configs that are alike in this are one."""
+    chosen = schedule.applied_to(config.as_dict())
+    keys = {"num_warps": DEFAULT_WARPS, "num_stages": DEFAULT_STAGES, **chosen}
+    is_low = schedule.low_config is not None
+    return tuple(sorted(keys.items())), replace(schedule, tile=None, low_config=None), is_low
+
+
 def _checked(subject: Subject, config: Config, prepared: _Prepared) -> Resources | Failure:
-    """A config's resources; or why it does not run, or computes the wrong thing."""
+    """A config's resources; or why it does not run, or computes the wrong thing.
+
+    Those of few rows count only where there are no others: they are not from the config.
+    """
     try:
+        schedules = [bench.schedule(config) for bench in prepared.benches]
         found = [compiled_resources(bench.launches(config)[0]()) for bench in prepared.benches]
-        for schedule in {bench.schedule(config) for bench in prepared.benches}:
-            launched = tuple(sorted(schedule.applied_to(config.as_dict()).items()))
-            way = subject.task, launched, schedule, subject.kernels
+        for schedule in set(schedules):
+            way = subject.task, subject.kernels, _launch_of(config, schedule)
             if way in _right:
                 continue
             wrong = difference_from_reference(
@@ -225,7 +237,9 @@ def _checked(subject: Subject, config: Config, prepared: _Prepared) -> Resources
             _right.add(way)
     except OutOfResources as error:
         return Failure(kind="resources", message=str(error)[:300])
-    registers, spill_words, smem_bytes = (max(column) for column in zip(*found, strict=True))
+    pairs = zip(found, schedules, strict=True)
+    own = [one for one, schedule in pairs if schedule.low_config is None] or found
+    registers, spill_words, smem_bytes = (max(column) for column in zip(*own, strict=True))
     return Resources(registers=registers, spill_words=spill_words, smem_bytes=smem_bytes)
 
 

@@ -36,7 +36,8 @@ class Bench:
         kernels: the set of them that is launched.
         rotations: times that a graph goes through the sets; alike for all candidates but those
             before the fastest, so that what starting a graph costs is too. 0: not known yet.
-        known_us: what was timed in full: of few rows, most configs make the same launch.
+        known_us: launch -> the config that was timed in full with it, and its time: of few rows,
+            all configs make the same launch.
     """
 
     task: Task
@@ -46,7 +47,7 @@ class Bench:
     multiprocessors: int
     kernels: str = BUILTIN
     rotations: int = 0
-    known_us: dict[Hashable, float] = field(default_factory=dict)
+    known_us: dict[Hashable, tuple[Config, float]] = field(default_factory=dict, init=False)
 
     def schedule(self, config: Config) -> Schedule:
         """How a config's launch maps to programs."""

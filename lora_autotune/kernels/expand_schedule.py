@@ -17,12 +17,12 @@ from lora_autotune.kernels.schedule import (
 MAX_WALK = 8
 """Most output tiles that one program walks with its x tile kept."""
 
-ENOUGH = 6
-"""Programs that each multiprocessor is left with."""
+ENOUGH, COUNTED_COLUMNS = 6, 64
+"""Programs that each multiprocessor is left with; and columns of the tall tiles that are counted to
+see whether there is one for each, whatever the config's own have."""
 
 LOW_COLUMNS, LOW_WARPS, LOW_REGISTERS = 128, 4, 128
-"""Columns of a low tile, its warps, and registers that each of their threads may have where the
-rank is not the least."""
+"""Columns of a low tile, its warps, and registers that each of their threads may have."""
 
 LOW_STEPS = {16: 16, 64: 32}
 DEEP_STEP = 64
@@ -44,13 +44,10 @@ def expand_schedule(
         config: BLOCK_N and BLOCK_K.
         multiprocessors: of the device.
     """
-    columns = config["BLOCK_N"]
-    group = _group(sizes, cdiv(width, columns), multiprocessors)
-    is_low = group * sizes.piece_rows <= LOW_ROWS
-    if is_low:
-        columns = LOW_COLUMNS
-    spans = cdiv(width, columns)
+    group = _group(sizes, width, multiprocessors)
     runs = cdiv(sizes.likely_pieces, group)
+    is_low = group * sizes.piece_rows <= LOW_ROWS and runs < multiprocessors
+    spans = cdiv(width, LOW_COLUMNS if is_low else config["BLOCK_N"])
     walk = MAX_WALK
     while walk > 1 and runs * cdiv(spans, walk) < ENOUGH * multiprocessors:
         walk //= 2
@@ -63,13 +60,17 @@ def expand_schedule(
     )
 
 
-def _group(sizes: BatchSizes, tiles: int, multiprocessors: int) -> int:
-    enough = sizes.rows // TALL_ROWS * tiles >= multiprocessors
+def _group(sizes: BatchSizes, width: int, multiprocessors: int) -> int:
+    enough = sizes.rows // TALL_ROWS * cdiv(width, COUNTED_COLUMNS) >= multiprocessors
     return TALL_ROWS // sizes.piece_rows if is_mostly_whole(sizes) and enough else 1
 
 
 def _low_config(rank: int, walk: int) -> tuple[tuple[str, int], ...]:
-    """Of few rows. Where there is one step and one tile, there is nothing to load ahead."""
+    """Of few rows.
+
+    Where there is one step and one tile, there is nothing to load ahead. Limited registers pay in
+    between: the least ranks need none, and the tiles of large ones that are no multiple of 8 spill.
+    """
     step = next((step for most, step in LOW_STEPS.items() if rank <= most), DEEP_STEP)
     config = {
         "BLOCK_N": LOW_COLUMNS,
@@ -77,6 +78,6 @@ def _low_config(rank: int, walk: int) -> tuple[tuple[str, int], ...]:
         "num_warps": LOW_WARPS,
         "num_stages": 1 if rank <= step and walk == 1 else 3,
     }
-    if rank > min(LOW_STEPS):
+    if min(LOW_STEPS) < rank and (rank <= max(LOW_STEPS) or rank % 8 == 0):
         config["maxnreg"] = LOW_REGISTERS
     return tuple(config.items())

@@ -155,7 +155,7 @@ def _shrink_plan(
         "GROUP": schedule.group,
         "PIECES": sizes.pieces,
         "SPLIT": False,
-        "SPREAD": schedule.spread,
+        "SPREAD": schedule.low_config is not None,
         "TOGETHER": schedule.together,
         "BLOCK_M": sizes.piece_rows,
         **overlap_options(device, ahead=int(schedule.ahead)),

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from lora_autotune.kernels.batch import TALL_ROWS, BatchSizes
 
-LEAST_ROWS, LOW_ROWS = 16, 32
-"""The fewest rows that are multiplied, and the most of a low tile."""
+LOW_ROWS = 32
+"""Most rows of a low tile."""
 
 PADDED = 1.5
 """A buffer this many times as long as the segments that are likely is not covered whole: to go on
@@ -23,8 +23,8 @@ class Schedule:
         group: consecutive segments that one program takes together: those with the adapter of the
             first, as one tile.
         tile: BLOCK_N and BLOCK_K in place of the config's; None: the config's.
-        low_config: keys and values in place of the whole config, for tiles of few rows.
-        spread: shrink's sum is spread over the warps of a program.
+        low_config: keys and values in place of the whole config, for tiles of few rows; of those
+            shrink's sums are spread over the warps of a program.
         together: column tiles of shrink that one program sums up at once, from one x tile.
         parts: programs among which shrink's sum over K is divided.
         walk: output tiles of expand that one program walks.
@@ -36,7 +36,6 @@ class Schedule:
     group: int = 1
     tile: tuple[int, int] | None = None
     low_config: tuple[tuple[str, int], ...] | None = None
-    spread: bool = False
     together: int = 1
     parts: int = 1
     walk: int = 1

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from lora_autotune.kernels.batch import TALL_ROWS, BatchSizes
 from lora_autotune.kernels.schedule import (
-    LEAST_ROWS,
     LOW_ROWS,
     Schedule,
     cdiv,
@@ -44,14 +43,16 @@ THIN, NARROW, BROAD = (8, 512), (16, 512), (32, 256)
 
 FEW, SOME, CROWDED, FULL = 0.75, 2.0, 0.8, 1.4
 """Most programs for each multiprocessor of thin tiles, and of those with deep sums; and of narrow
-ones where many of them read the same x, and where few do."""
+ones where many of them read the same x, for there are over FEW_COLUMNS, and where not."""
+
+FEW_COLUMNS = 64
 
 DEEP, SPARE = 4096, 0.35
 """The least K of a deep sum, and programs of thin tiles for each multiprocessor up to which there
 are some to spare for its parts."""
 
-LOW_WARPS, LOW_BYTES = 4, 96 * 1024
-"""Of low tiles; the shared memory is what GPUs have that have the least."""
+LEAST_ROWS, LOW_WARPS, LOW_BYTES = 16, 4, 96 * 1024
+"""Of low tiles; fewer rows are multiplied as 16, and GPUs have so much shared memory at least."""
 
 
 class Division(NamedTuple):
@@ -135,14 +136,13 @@ def _low_schedule(sizes: BatchSizes, columns: int, width: int, multiprocessors: 
         tile = BROAD
     elif load(THIN) <= (SOME if is_deep else FEW):
         tile = THIN
-    elif load(NARROW) <= (CROWDED if columns > TALL_COLUMNS else FULL):
+    elif load(NARROW) <= (CROWDED if columns > FEW_COLUMNS else FULL):
         tile = NARROW
     else:
         tile = BROAD
     parts = _parts(load(tile), width, tile, division)
     return Schedule(
         low_config=_low_config(rows, tile, width),
-        spread=True,
         parts=parts,
         ahead=load(tile) * parts <= 1 and reads_weights_once(sizes),
         rounds=is_padded(sizes),
