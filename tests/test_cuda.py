@@ -31,9 +31,6 @@ on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA devic
 TASK = Task(kernel="shrink", K=1024, R=16, S=3, chunk_size=16)
 OTHER = Task(kernel="expand", K=1024, R=16, S=1, chunk_size=16)
 WORKLOAD = (Instance(tokens=32, adapters=8), Instance(tokens=512))
-"""Few rows, of which all configs make the same launch: what one has measured serves all."""
-
-MANY_ROWS = (Instance(tokens=4096),)
 DEFAULT = DEFAULT_CONFIGS["shrink"]
 SPACE = SearchSpace(
     {"BLOCK_N": (16, 32), "BLOCK_K": (64, 128), "num_warps": (4,), "num_stages": (2, 3)}
@@ -208,9 +205,9 @@ def test_a_wrong_result_is_a_failure_though_only_one_element_is_nan(
 
 @pytest.mark.gpu
 @on_gpu
-def test_a_candidate_without_device_memory_is_a_failure_and_the_next_is_measured(machine):
-    evaluator = machine.evaluator(TASK, MANY_ROWS, prune=False)
-    assert isinstance(evaluate(evaluator, DEFAULT), Measurement)
+def test_a_candidate_without_device_memory_is_a_failure_and_the_next_is_measured(
+    machine, evaluator
+):
     machine.bench.call(hoard, timeout_s=60)
     hungry = evaluate(evaluator, GOOD[0])
     machine.bench.call(share, timeout_s=60)
@@ -218,7 +215,6 @@ def test_a_candidate_without_device_memory_is_a_failure_and_the_next_is_measured
     assert hungry.kind == "memory"
     assert len(hungry.message.splitlines()) == 1
     assert isinstance(evaluate(evaluator, GOOD[1]), Measurement)
-    evaluator.close()
 
 
 @pytest.mark.gpu
