@@ -11,12 +11,7 @@ from pathlib import Path
 from lora_autotune.errors import EvaluatorError
 from lora_autotune.kernels.launcher import launcher
 from lora_autotune.kernels.sglang import HOMES
-from lora_autotune.loader import (
-    ROOT_VARIABLE,
-    explain_lookup,
-    get_lora_expand_config,
-    get_lora_shrink_config,
-)
+from lora_autotune.loader import ROOT_VARIABLE, Lookup, explain_lookup
 from lora_autotune.space import Config
 from lora_autotune.task import Task
 
@@ -34,8 +29,7 @@ def published_name() -> str | None:
 
 def looked_up(task: Task) -> Config:
     """What the loader finds for a task."""
-    lookup = get_lora_shrink_config if task.kernel == "shrink" else get_lora_expand_config
-    return Config.from_dict(lookup(task.K, task.R, task.S, task.chunk_size))
+    return Config.from_dict(_lookup(task).config)
 
 
 def published_config(task: Task) -> Config:
@@ -52,10 +46,14 @@ def published_config(task: Task) -> Config:
 def config_in(folder: Path, task: Task) -> Config:
     """What the loader finds in a folder; an EvaluatorError where that is the default only."""
     with _root(folder):
-        found = explain_lookup(task.kernel, task.K, task.R, task.S, task.chunk_size)
+        found = _lookup(task)
     if found.path is None:
         raise EvaluatorError(f"{folder} has no config of {task}: {found.reason}")
     return Config.from_dict(found.config)
+
+
+def _lookup(task: Task) -> Lookup:
+    return explain_lookup(task.kernel, task.K, task.R, task.S, task.chunk_size)
 
 
 @contextmanager

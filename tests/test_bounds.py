@@ -45,8 +45,8 @@ def test_no_batch_needs_more_than_is_foretold(chunk_size):
         schedule = shrink_schedule(sizes, columns, task.K, config.as_dict(), H200.multiprocessors)
         if schedule.low_config is not None:
             continue  # has nothing of the config
-        block_n, block_k = schedule.tile or (config.BLOCK_N, config.BLOCK_K)
-        tile = block_n * schedule.together, block_k
+        launched = schedule.applied_to(config.as_dict())
+        tile = launched["BLOCK_N"] * schedule.together, launched["BLOCK_K"]
         needed = pipeline_bytes(schedule.group * sizes.piece_rows, tile, config, H200)
         foretold = served_smem_bytes(task, config, H200)
         assert needed <= foretold, (task, config, sizes, schedule)
