@@ -67,7 +67,8 @@ DEFAULT_CONFIGS: Mapping[KernelName, Config] = MappingProxyType(
         "expand": Config(BLOCK_N=64, BLOCK_K=16),
     }
 )
-"""What a server runs when nothing is tuned (it sets neither warps nor stages)."""
+"""What a server runs when nothing is tuned (it sets neither warps nor stages). To our kernels they
+are no config: what is launched then suits the batch."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -293,6 +293,9 @@ ON_THE_DEVICE: Mapping[str | None, Callable[[], Any]] = {
     "out of memory": lambda: _device(
         _raise(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nAdvice"))
     ),
+    "out of memory to load": lambda: _device(
+        _raise(RuntimeError("Triton Error [CUDA]: out of memory"))
+    ),
     "out of registers": lambda: _device(_raise(OutOfResources(80_000, 65_536, "registers"))),
     "has a bug on the device": lambda: _device(_raise(KeyError("of ours"))),
     "right result": lambda: _computing(lambda output, rows: None),

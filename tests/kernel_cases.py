@@ -92,12 +92,12 @@ def main(device, dtype_name):
     check(dtype, device, 128, 16, [16, 9, 0, 16], 16, 16, unequal, rounds | {"parts": 3}, 0, cut=70)
     check(dtype, device, 32, 16, [16, 16, 16, 0], 32, 32, [0, 48], rounds, 0, cut=5)
     check(dtype, device, 32, 16, [16, 8, 0, 16], 32, 32, [0, 48], rounds | group, 0, cut=3)
-    low = {"low_config": (("BLOCK_N", 16), ("BLOCK_K", 64)), "ahead": True}
+    low = {"config": (("BLOCK_N", 16), ("BLOCK_K", 64)), "spread": True, "ahead": True}
     check(dtype, device, 16, 16, [16, 0, 7, 16], 64, 16, unequal, low, 0)
     check(dtype, device, 32, 16, [16, 9, 0, 3], 16, 16, [0, 48], rounds | low, 0, 5, width=128)
-    low = rounds | {"low_config": (("BLOCK_N", 8), ("BLOCK_K", 64)), "parts": 2}
+    low = rounds | {"config": (("BLOCK_N", 8), ("BLOCK_K", 64)), "spread": True, "parts": 2}
     check(dtype, device, 16, 20, [20, 5, 0, 20], 64, 16, [0, 48], low, 0, width=128)
-    low = {"low_config": (("BLOCK_N", 32), ("BLOCK_K", 64)), "walk": 2}
+    low = {"config": (("BLOCK_N", 32), ("BLOCK_K", 64)), "spread": True, "walk": 2}
     for rank in (72, 68):  # ragged ones in two steps, by eights and not
         check(dtype, device, 16, rank, [rank, rank - 3, 0, 36], 64, 16, [0, 40, 72], low, 0)
     for schedule in (group, rounds | group, group | {"parts": 2}):
@@ -193,7 +193,7 @@ def fetches(dtype, parts, width):
     x, weights = torch.zeros(9, width, dtype=dtype), torch.zeros(3, 60, width, dtype=dtype)
     fetched = []
     fetch, prefetch._fetch = prefetch._fetch, lambda lines: fetched.append(lines.handle.data.copy())
-    schedule = Schedule(low_config=low, parts=parts)
+    schedule = Schedule(config=low, spread=True, parts=parts)
     config = {"BLOCK_N": 16, "BLOCK_K": 16}
     shrink_launch(x, weights, x.new_empty(9, 60), batch, 3, config, schedule=schedule)()
     prefetch._fetch = fetch

@@ -43,7 +43,7 @@ def test_no_batch_needs_more_than_is_foretold(chunk_size):
         )
         columns = task.S * task.R
         schedule = shrink_schedule(sizes, columns, task.K, config.as_dict(), H200.multiprocessors)
-        if schedule.low_config is not None:
+        if schedule.config is not None:
             continue  # has nothing of the config
         launched = schedule.applied_to(config.as_dict())
         tile = launched["BLOCK_N"] * schedule.together, launched["BLOCK_K"]
@@ -51,5 +51,5 @@ def test_no_batch_needs_more_than_is_foretold(chunk_size):
         foretold = served_smem_bytes(task, config, H200)
         assert needed <= foretold, (task, config, sizes, schedule)
         reached.add((needed == foretold, schedule.together > 1, schedule.tile is None))
-    assert {(True, True, True), (True, True, False)} <= reached
+    assert {(True, True, True), (True, True, False), (True, False, False)} <= reached
     assert chunk_size < 64 or (True, False, True) in reached

@@ -188,7 +188,7 @@ def test_each_way_of_launching_is_checked_once(memory, monkeypatch):
         monkeypatch.setattr(Bench, "schedule", lambda _bench, _config, way=schedule: way)
         measuring.remeasure(SUBJECT, [SLOW, FAST, SLOW], 12)
     assert checked == [(config, way) for way in ways for config in (SLOW, FAST)]
-    few_rows = Schedule(low_config=(("BLOCK_N", 8), ("BLOCK_K", 512)))
+    few_rows = Schedule(config=(("BLOCK_N", 8), ("BLOCK_K", 512)), spread=True)
     monkeypatch.setattr(Bench, "schedule", lambda _bench, _config: few_rows)
     measuring.remeasure(SUBJECT, [SLOW, FAST, SLOW], 12)
     assert checked[4:] == [(SLOW, few_rows)]

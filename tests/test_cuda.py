@@ -205,16 +205,19 @@ def test_a_wrong_result_is_a_failure_though_only_one_element_is_nan(
 
 @pytest.mark.gpu
 @on_gpu
-def test_a_candidate_without_device_memory_is_a_failure_and_the_next_is_measured(
-    machine, evaluator
-):
+def test_a_candidate_without_device_memory_is_a_failure_and_the_next_is_measured(machine):
+    # Of few rows all candidates are launched alike, and what is known to be right is not checked.
+    evaluator = machine.evaluator(TASK, (Instance(tokens=30_720),), prune=False)
+    assert isinstance(evaluate(evaluator, DEFAULT), Measurement)
     machine.bench.call(hoard, timeout_s=60)
     hungry = evaluate(evaluator, GOOD[0])
     machine.bench.call(share, timeout_s=60)
     assert isinstance(hungry, Failure)
-    assert hungry.kind == "memory"
+    # torch itself may abort the process: seen on an H100 with torch 2.11.
+    assert hungry.kind in {"memory", "crash"}, hungry.message
     assert len(hungry.message.splitlines()) == 1
     assert isinstance(evaluate(evaluator, GOOD[1]), Measurement)
+    evaluator.close()
 
 
 @pytest.mark.gpu

@@ -46,6 +46,7 @@ def test_without_faults_everything_is_measured_and_the_winners_are_the_replays(s
         ("answers half, then leaves", "crash", "exit code 3"),
         ("illegal address", "crash", "CUDA error: an illegal memory access was encountered"),
         ("out of memory", "memory", "CUDA out of memory. Tried to allocate 9 GiB."),
+        ("out of memory to load", "memory", "Triton Error [CUDA]: out of memory"),
         ("out of registers", "resources", "out of resource: registers"),
         ("wrong result", "wrong", "relative error 0.02"),
         ("NaN in the last row", "wrong", "relative error nan"),

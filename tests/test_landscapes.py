@@ -17,9 +17,10 @@ from lora_autotune.trial import MAX_REGRESSION, Failure, Measurement
 from lora_autotune.tuner import tune
 from tests.gpus import H200
 
-UNTOLD = {16: 8, 128: 44}
+UNTOLD = {16: 8, 64: 16, 128: 60}
 """Chunk size -> failures of shrink for shared memory that are none any more: the landscapes are of
-earlier kernels, whose middle tiles could be deeper, and whose tall tiles had 128 rows."""
+earlier kernels, whose middle tiles could be deeper, whose tall tiles had 128 rows, and where tall
+tiles with few rows were the config's own."""
 
 FILES = sorted((Path(lora_autotune.landscape.__file__).parent / "configs/landscapes").iterdir())
 SEVERAL = [file for file in FILES if len(read_landscape(file).workload) > 1]

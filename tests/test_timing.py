@@ -143,7 +143,7 @@ def test_what_is_launched_alike_is_timed_once(monkeypatch):
 
     class FewRows(Bench):
         def schedule(self, _config):
-            return Schedule(low_config=(("BLOCK_N", 8), ("BLOCK_K", 512)))
+            return Schedule(config=(("BLOCK_N", 8), ("BLOCK_K", 512)), spread=True)
 
     benches = [FewRows(), Bench()]
     first = measuring._timed(subject, FAST, benches, Standings())
@@ -175,5 +175,7 @@ def test_unset_warps_and_stages_are_tritons():
     assert measuring._launch_of(SLOW, Schedule()) == measuring._launch_of(spelled, Schedule())
     tiled = Schedule(tile=(SLOW.BLOCK_N, SLOW.BLOCK_K))
     assert measuring._launch_of(FAST, tiled) == measuring._launch_of(SLOW, Schedule())
-    low = Schedule(low_config=tuple(SLOW.as_dict().items()))
-    assert measuring._launch_of(FAST, low) != measuring._launch_of(SLOW, Schedule())
+    chosen = Schedule(config=tuple(SLOW.as_dict().items()))
+    assert measuring._launch_of(FAST, chosen) == measuring._launch_of(SLOW, Schedule())
+    spread = replace(chosen, spread=True)
+    assert measuring._launch_of(FAST, spread) != measuring._launch_of(SLOW, Schedule())

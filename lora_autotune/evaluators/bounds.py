@@ -5,8 +5,13 @@ from __future__ import annotations
 from lora_autotune.evaluators.gpu import Gpu
 from lora_autotune.evaluators.plan import planned_batch, schedule_of
 from lora_autotune.kernels.batch import TALL_ROWS
-from lora_autotune.kernels.schedule import LOW_ROWS
-from lora_autotune.kernels.shrink_schedule import TALL_COLUMNS, tall_tiles, tiles_together
+from lora_autotune.kernels.shrink_schedule import (
+    MIDDLE_COLUMNS,
+    TALL_COLUMNS,
+    narrowed,
+    tiles_together,
+    widened,
+)
 from lora_autotune.space import DEFAULT_CONFIGS, Config
 from lora_autotune.task import Task, Workload
 from lora_autotune.trial import Failure
@@ -33,37 +38,29 @@ def pipeline_bytes(rows: int, tile: tuple[int, int], config: Config, gpu: Gpu) -
 def served_smem_bytes(task: Task, config: Config, gpu: Gpu) -> int:
     """Shared memory that some batch of a server needs, in bytes; 0 where nothing is known.
 
-    The tiles are those that :mod:`lora_autotune.kernels.shrink_schedule` makes of a config's own;
-    few rows have others. Where segments are many, one program has all of the columns' tiles, if
-    they are few enough.
+    The tiles are those that :mod:`lora_autotune.kernels.shrink_schedule` makes of a config's own.
+    Where segments are many, one program has all of the columns' tiles, if they are few enough.
     """
     if task.kernel != "shrink":
         return 0
     own, columns = (config.BLOCK_N, config.BLOCK_K), task.S * task.R
-    low, tall = min(task.chunk_size, TALL_ROWS), TALL_ROWS
-    tiles = tall_tiles(own, columns)
-    lone = [(tall, tiles.middle)]
-    if low > LOW_ROWS:
-        lone.append((low, own))
-    many = [(low, tiles.wide), (tall, tiles.wide)]
-    if columns <= TALL_COLUMNS:  # else there are many wide ones before segments are many
-        many.append((tall, tiles.middle))
-    joined = [
-        (rows, (tile[0] * tiles_together(rows, tile, columns), tile[1])) for rows, tile in many
-    ]
-    return max(pipeline_bytes(rows, tile, config, gpu) for rows, tile in lone + joined)
+    wide = widened(own, columns)
+    together = tiles_together(TALL_ROWS, wide, columns)
+    tiles = [narrowed(own, columns, most) for most in (MIDDLE_COLUMNS, TALL_COLUMNS)]
+    tiles.append((wide[0] * together, wide[1]))
+    return max(pipeline_bytes(TALL_ROWS, tile, config, gpu) for tile in tiles)
 
 
 def sums_per_thread(task: Task, workload: Workload, config: Config, gpu: Gpu) -> int:
     """float32 sums that a thread holds at once, on the batch where those are most.
 
-    Of few rows none are counted: what they have is not from the config.
+    None are counted where what is launched is not from the config.
     """
     sums = [0]
     for instance in workload:
         batch = planned_batch(task, instance)
         schedule = schedule_of(task, batch, config.as_dict(), gpu.multiprocessors)
-        if schedule.low_config is not None:
+        if schedule.config is not None:
             continue
         launched = schedule.applied_to(config.as_dict())
         threads = WARP * launched.get("num_warps", DEFAULT_WARPS)
@@ -83,7 +80,7 @@ def smem_failure(needed: int, gpu: Gpu) -> Failure | None:
 def foretold_failure(task: Task, config: Config, gpu: Gpu) -> Failure | None:
     """Why a candidate cannot serve on a GPU for want of shared memory, if that is sure.
 
-    Of 540 candidates that failed for it on the shipped landscapes it is so of 428; the others had
+    Of 540 candidates that failed for it on the shipped landscapes it is so of 364; the others had
     tiles, of earlier kernels, that no schedule takes any more. None that could be measured is
     within 10% of the best. The default is never refused: it is what a server runs that has no
     config.

@@ -152,15 +152,15 @@ def measure(subject: Subject, config: Config, standings: Standings) -> Reply | s
     """
     try:
         return _measured(subject, config, standings)
-    except torch.OutOfMemoryError as error:
-        if len(_operands) < 2:
-            failure = Failure(kind="memory", message=str(error).splitlines()[0])
-            return Reply(outcome=failure)
-        _make_room(subject)
-        return measure(subject, config, standings)
     except TooLargeError as error:
         return f"the workload does not fit the GPU's memory: {error}"
     except RuntimeError as error:
+        if _is_out_of_memory(error):
+            if len(_operands) < 2:
+                failure = Failure(kind="memory", message=str(error).splitlines()[0])
+                return Reply(outcome=failure)
+            _make_room(subject)
+            return measure(subject, config, standings)
         if "CUDA" not in str(error) and "Triton Error" not in str(error):
             raise
         message = str(error).splitlines()[0][:300]
@@ -213,14 +213,13 @@ def _launch_of(config: Config, schedule: Schedule) -> Hashable:
     """What a launch is made of besides its batch: configs that are alike in this are one."""
     chosen = schedule.applied_to(config.as_dict())
     keys = {"num_warps": DEFAULT_WARPS, "num_stages": DEFAULT_STAGES, **chosen}
-    is_low = schedule.low_config is not None
-    return tuple(sorted(keys.items())), replace(schedule, tile=None, low_config=None), is_low
+    return tuple(sorted(keys.items())), replace(schedule, config=None, tile=None)
 
 
 def _checked(subject: Subject, config: Config, prepared: _Prepared) -> Resources | Failure:
     """A config's resources; or why it does not run, or computes the wrong thing.
 
-    Those of few rows count only where there are no others: they are not from the config.
+    Those that are not from the config count only where there are no others.
     """
     try:
         schedules = [bench.schedule(config) for bench in prepared.benches]
@@ -238,7 +237,7 @@ def _checked(subject: Subject, config: Config, prepared: _Prepared) -> Resources
     except OutOfResources as error:
         return Failure(kind="resources", message=str(error)[:300])
     pairs = zip(found, schedules, strict=True)
-    own = [one for one, schedule in pairs if schedule.low_config is None] or found
+    own = [one for one, schedule in pairs if schedule.config is None] or found
     registers, spill_words, smem_bytes = (max(column) for column in zip(*own, strict=True))
     return Resources(registers=registers, spill_words=spill_words, smem_bytes=smem_bytes)
 

@@ -244,6 +244,8 @@ def expand_kernel(
         end_slice += (boundary < column_end).to(tl.int32)
 
     group = tl.program_id(2)
+    if GROUP * BLOCK_M >= 64:  # tall; the layer wrote its last rows last: the L2 has those still
+        group = tl.num_programs(2) - 1 - group
     if ROUNDS or GROUP > 1:
         groups = tl.num_programs(2) - inner
         is_inner = group >= groups

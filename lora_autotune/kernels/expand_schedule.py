@@ -11,51 +11,76 @@ from lora_autotune.kernels.schedule import (
     cdiv,
     is_mostly_whole,
     is_padded,
+    power_of_two,
     reads_weights_once,
 )
+from lora_autotune.loader import DEFAULT_EXPAND_CONFIG
 
 MAX_WALK = 8
 """Most output tiles that one program walks with its x tile kept."""
 
-ENOUGH, COUNTED_COLUMNS = 6, 64
-"""Programs that each multiprocessor is left with; and columns of the tall tiles that are counted to
-see whether there is one for each, whatever the config's own have."""
+WALK_START = 0.3
+"""What a program does before its first tile takes as long as so many tiles."""
 
-LOW_COLUMNS, LOW_WARPS, LOW_REGISTERS = 128, 4, 128
-"""Columns of a low tile, its warps, and registers that each of their threads may have."""
+REGISTERS, REGISTER_UNIT, AT_A_TIME = 65536, 8, 2
+"""Registers of a multiprocessor, and what a thread's come in; by them it is known how many programs
+it has at a time where theirs are limited. Where they are not, it is taken to have so many."""
+
+COUNTED_COLUMNS = 64
+"""Columns of the tall tiles that are counted to see whether there is one for each multiprocessor,
+whatever the config's own have."""
+
+WARPS, STAGES = 4, 3
+"""Of what is launched where no config is in force."""
+
+WIDE, NARROW = 128, 64
+"""Columns then, and those of tall tiles where the rank is neither small nor large."""
+
+SMALL_RANK, LARGE_RANK = 32, 128
+"""Up to which it is small; beyond which it is large, and not taken in one step."""
+
+LOW_ENOUGH, LOW_REGISTERS = 6, 128
+"""Programs of low tiles that each multiprocessor is left with, and registers of their threads."""
 
 LOW_STEPS = {16: 16, 64: 32}
-DEEP_STEP = 64
-"""Largest rank -> elements of it in a step, and of larger ones."""
+"""Largest rank -> elements of it in a step of a low tile, and of larger ones DEEP_STEP."""
+
+LEAST_STEP, RAGGED_STEP, DEEP_STEP = 16, 32, 64
+"""Elements of the rank in a step: the least; the most of tall tiles where the rank is no multiple
+of 8; and the most of others."""
 
 
 def expand_schedule(
     sizes: BatchSizes, width: int, rank: int, config: Mapping[str, int], multiprocessors: int
 ) -> Schedule:
-    """Tall tiles as for shrink; then as many a program as leave a multiprocessor ENOUGH programs.
+    """Tall tiles as for shrink; then as many for each program as keep the multiprocessors busy.
 
     What is best for few rows hardly depends on the shape, and is not what is best for many: so a
-    config is for many rows.
+    config is for many rows. The default is no config: what is launched then is chosen here.
 
     Args:
         sizes: of the batch.
         width: K, of the output.
         rank: R.
-        config: BLOCK_N and BLOCK_K.
+        config: the one that was found, or the default.
         multiprocessors: of the device.
     """
     group = _group(sizes, width, multiprocessors)
     runs = cdiv(sizes.likely_pieces, group)
-    is_low = group * sizes.piece_rows <= LOW_ROWS and runs < multiprocessors
-    spans = cdiv(width, LOW_COLUMNS if is_low else config["BLOCK_N"])
-    walk = MAX_WALK
-    while walk > 1 and runs * cdiv(spans, walk) < ENOUGH * multiprocessors:
-        walk //= 2
+    rows = group * sizes.piece_rows
+    if rows <= LOW_ROWS and runs < multiprocessors:
+        return _low_schedule(sizes, width, rank, multiprocessors)
+    is_default = config == DEFAULT_EXPAND_CONFIG
+    launched = config
+    if is_default:
+        launched = _tall_config(width, rank) if rows > LOW_ROWS else _crowded_config(rank)
+    if is_mostly_whole(sizes):
+        runs = cdiv(sizes.rows, rows)
+    spans = cdiv(width, launched["BLOCK_N"])
     return Schedule(
         group=group,
-        low_config=_low_config(rank, walk) if is_low else None,
-        walk=walk,
-        ahead=is_low and reads_weights_once(sizes),
+        config=tuple(launched.items()) if is_default else None,
+        walk=_walk(runs, spans, _at_a_time(launched) * multiprocessors),
         rounds=is_padded(sizes),
     )
 
@@ -65,7 +90,76 @@ def _group(sizes: BatchSizes, width: int, multiprocessors: int) -> int:
     return TALL_ROWS // sizes.piece_rows if is_mostly_whole(sizes) and enough else 1
 
 
-def _low_config(rank: int, walk: int) -> tuple[tuple[str, int], ...]:
+def _walk(runs: int, spans: int, at_a_time: int) -> int:
+    """Tiles of each program with which all of them are done soonest.
+
+    Args:
+        runs: tiles above each other.
+        spans: and side by side; one program walks some of those.
+        at_a_time: programs that the device has.
+    """
+
+    def time(walk: int) -> float:
+        return cdiv(runs * cdiv(spans, walk), at_a_time) * (WALK_START + walk)
+
+    return min(range(1, MAX_WALK + 1), key=time)
+
+
+def _at_a_time(config: Mapping[str, int]) -> int:
+    if "maxnreg" not in config:
+        return AT_A_TIME
+    threads = 32 * config.get("num_warps", WARPS)
+    return max(1, REGISTERS // (threads * config["maxnreg"]))
+
+
+def _tall_config(width: int, rank: int) -> dict[str, int]:
+    """Of tall tiles: of small ranks three at a time on a multiprocessor, of others four.
+
+    Not where rows are no multiples of 32 bytes: there a limit spills up to 1,000 bytes a thread.
+    """
+    if rank > LARGE_RANK:
+        return _crowded_config(rank)
+    step = max(LEAST_STEP, power_of_two(rank))
+    config = {
+        "BLOCK_N": WIDE if rank <= SMALL_RANK else NARROW,
+        "BLOCK_K": min(step, RAGGED_STEP) if rank % 8 else step,
+        "num_warps": WARPS,
+        "num_stages": 1,
+    }
+    if width % 16 == 0:
+        config["maxnreg"] = _registers(3 if rank <= SMALL_RANK else 4)
+    return config
+
+
+def _registers(at_a_time: int) -> int:
+    """Most of a thread's where a multiprocessor is to have so many programs at a time."""
+    return REGISTERS // (32 * WARPS * at_a_time) // REGISTER_UNIT * REGISTER_UNIT
+
+
+def _crowded_config(rank: int) -> dict[str, int]:
+    """Of segments that are many and have few rows each, and of large ranks."""
+    return {
+        "BLOCK_N": WIDE,
+        "BLOCK_K": min(max(LEAST_STEP, power_of_two(rank)), DEEP_STEP),
+        "num_warps": WARPS,
+        "num_stages": STAGES,
+    }
+
+
+def _low_schedule(sizes: BatchSizes, width: int, rank: int, multiprocessors: int) -> Schedule:
+    """Of few rows, whatever the config."""
+    walk, spans = MAX_WALK, cdiv(width, WIDE)
+    while walk > 1 and sizes.likely_pieces * cdiv(spans, walk) < LOW_ENOUGH * multiprocessors:
+        walk //= 2
+    return Schedule(
+        config=tuple(_low_config(rank, walk).items()),
+        walk=walk,
+        ahead=reads_weights_once(sizes),
+        rounds=is_padded(sizes),
+    )
+
+
+def _low_config(rank: int, walk: int) -> dict[str, int]:
     """Of few rows.
 
     Where there is one step and one tile, there is nothing to load ahead. Limited registers pay in
@@ -73,11 +167,11 @@ def _low_config(rank: int, walk: int) -> tuple[tuple[str, int], ...]:
     """
     step = next((step for most, step in LOW_STEPS.items() if rank <= most), DEEP_STEP)
     config = {
-        "BLOCK_N": LOW_COLUMNS,
+        "BLOCK_N": WIDE,
         "BLOCK_K": step,
-        "num_warps": LOW_WARPS,
-        "num_stages": 1 if rank <= step and walk == 1 else 3,
+        "num_warps": WARPS,
+        "num_stages": 1 if rank <= step and walk == 1 else STAGES,
     }
     if min(LOW_STEPS) < rank and (rank <= max(LOW_STEPS) or rank % 8 == 0):
         config["maxnreg"] = LOW_REGISTERS
-    return tuple(config.items())
+    return config

@@ -14,7 +14,7 @@ from lora_autotune.kernels.expand import expand_kernel
 from lora_autotune.kernels.expand_schedule import expand_schedule
 from lora_autotune.kernels.overlap import overlap_options
 from lora_autotune.kernels.prefetch import LINE, prefetches
-from lora_autotune.kernels.schedule import Schedule, cdiv
+from lora_autotune.kernels.schedule import Schedule, cdiv, power_of_two
 from lora_autotune.kernels.shrink import shrink_kernel
 from lora_autotune.kernels.shrink_schedule import shrink_schedule
 from lora_autotune.kernels.variant import Variant
@@ -155,7 +155,7 @@ def _shrink_plan(
         "GROUP": schedule.group,
         "PIECES": sizes.pieces,
         "SPLIT": False,
-        "SPREAD": schedule.low_config is not None,
+        "SPREAD": schedule.spread,
         "TOGETHER": schedule.together,
         "BLOCK_M": sizes.piece_rows,
         **overlap_options(device, ahead=int(schedule.ahead)),
@@ -249,7 +249,7 @@ def _expand_plan(
         "GROUP": schedule.group,
         "PIECES": sizes.pieces,
         "PREFETCH": prefetches(device, sizes.piece_rows * schedule.group),
-        "RAGGED_K": min(RAGGED_COLUMNS, 1 << (rank - 1).bit_length()),
+        "RAGGED_K": min(RAGGED_COLUMNS, power_of_two(rank)),
         "BLOCK_M": sizes.piece_rows,
         **overlap_options(device, ahead=_lines(config["BLOCK_N"] * rank, schedule)),
         **config,
@@ -269,7 +269,7 @@ def _variant(kernel: Any, constants: tuple[tuple[str, Any], ...]) -> Variant:
 
 def _lines(weights: int, schedule: Schedule) -> int:
     """Lines of weights that expand fetches ahead, for Triton a power of two; 0: none."""
-    return 1 << (cdiv(weights, LINE) - 1).bit_length() if schedule.ahead else 0
+    return power_of_two(cdiv(weights, LINE)) if schedule.ahead else 0
 
 
 def _inner_runs(sizes: BatchSizes, schedule: Schedule) -> int:

@@ -22,9 +22,9 @@ class Schedule:
     Attributes:
         group: consecutive segments that one program takes together: those with the adapter of the
             first, as one tile.
-        tile: BLOCK_N and BLOCK_K in place of the config's; None: the config's.
-        low_config: keys and values in place of the whole config, for tiles of few rows; of those
-            shrink's sums are spread over the warps of a program.
+        config: keys and values in place of the whole config that was found; None: that one.
+        tile: BLOCK_N and BLOCK_K in place of that one's; None: its own.
+        spread: each of shrink's sums is shared among the four warps of a program.
         together: column tiles of shrink that one program sums up at once, from one x tile.
         parts: programs among which shrink's sum over K is divided.
         walk: output tiles of expand that one program walks.
@@ -34,8 +34,9 @@ class Schedule:
     """
 
     group: int = 1
+    config: tuple[tuple[str, int], ...] | None = None
     tile: tuple[int, int] | None = None
-    low_config: tuple[tuple[str, int], ...] | None = None
+    spread: bool = False
     together: int = 1
     parts: int = 1
     walk: int = 1
@@ -43,9 +44,9 @@ class Schedule:
     rounds: bool = False
 
     def applied_to(self, config: Mapping[str, int]) -> dict[str, int]:
-        """The config that a launch has."""
-        if self.low_config is not None:
-            return dict(self.low_config)
+        """What a launch has, given the config that was found."""
+        if self.config is not None:
+            return dict(self.config)
         if self.tile is None:
             return dict(config)
         return {**config, **dict(zip(("BLOCK_N", "BLOCK_K"), self.tile, strict=True))}
@@ -54,6 +55,11 @@ class Schedule:
 def cdiv(length: int, block: int) -> int:
     """Blocks that a length takes. Triton's own takes microseconds on the host."""
     return -(-length // block)
+
+
+def power_of_two(count: int) -> int:
+    """The least that is not less."""
+    return 1 << (count - 1).bit_length()
 
 
 def is_padded(sizes: BatchSizes) -> bool:

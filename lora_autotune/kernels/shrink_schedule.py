@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 from lora_autotune.kernels.batch import TALL_ROWS, BatchSizes
@@ -13,21 +14,23 @@ from lora_autotune.kernels.schedule import (
     cdiv,
     is_mostly_whole,
     is_padded,
+    power_of_two,
     reads_weights_once,
 )
+from lora_autotune.loader import DEFAULT_SHRINK_CONFIG
 
 Tile = tuple[int, int]
 """BLOCK_N and BLOCK_K."""
 
-MIDDLE_COLUMNS, TALL_COLUMNS = 32, 64
-"""Columns of a tall tile where those of TALL_COLUMNS would be few, and columns that it has at least
-where they are many."""
+TALL_COLUMNS, MIDDLE_COLUMNS, LEAST_COLUMNS = 64, 32, 16
+"""Columns of a tall tile, where those would be few, and where there are no more."""
 
-LEAST_DEPTH, MIDDLE_DEPTH = 32, 128
-"""The least BLOCK_K that is left to a tall tile, and the most of one where they are few."""
+TALL_DEPTH, LEAST_DEPTH = 128, 32
+"""BLOCK_K of tall tiles, and the least that is left to one that is widened."""
 
-MANY = 1.4
-"""So many tiles of TALL_ROWS and TALL_COLUMNS for each multiprocessor are many."""
+FEW, FEW_DEEP, MANY = 0.7, 0.2, 2.1
+"""Tiles of TALL_ROWS and TALL_COLUMNS for each multiprocessor: fewer are few, and of the deepest
+sums; more are many."""
 
 MAX_STEP = 24 * 1024
 """Most elements of x and of the weights in one step over K: more, and no pipeline fits."""
@@ -38,21 +41,30 @@ MAX_TOGETHER = 4
 MAX_PARTS = 16
 """Most parts that the sum over K is cut into."""
 
+SPARSE, SPARSE_PART = (16, 256), (16, 128)
+"""Tiles of segments that could fill tall ones, and hardly do: with whole sums, and with parts."""
+
 THIN, NARROW, BROAD = (8, 512), (16, 512), (32, 256)
 """Low tiles, of as few columns as leave the multiprocessors no crowd of programs."""
 
-FEW, SOME, CROWDED, FULL = 0.75, 2.0, 0.8, 1.4
+SINGLE, SOME, CROWDED, FULL = 0.75, 2.0, 0.8, 1.4
 """Most programs for each multiprocessor of thin tiles, and of those with deep sums; and of narrow
 ones where many of them read the same x, for there are over FEW_COLUMNS, and where not."""
 
 FEW_COLUMNS = 64
 
-DEEP, SPARE = 4096, 0.35
-"""The least K of a deep sum, and programs of thin tiles for each multiprocessor up to which there
-are some to spare for its parts."""
+DEEP, DEEPEST, SPARE = 4096, 8192, 0.35
+"""The least K of a deep sum, of the deepest, and programs of thin tiles for each multiprocessor up
+to which there are some to spare for its parts."""
 
-LEAST_ROWS, LOW_WARPS, LOW_BYTES = 16, 4, 96 * 1024
-"""Of low tiles; fewer rows are multiplied as 16, and GPUs have so much shared memory at least."""
+LEAST_ROWS = 16
+"""Fewer rows are multiplied as so many."""
+
+WARPS, STAGES, MAX_STAGES = 4, 3, 4
+"""Of a config that was not found but chosen."""
+
+ROOM = 96 * 1024
+"""Bytes of shared memory that every GPU has, and that each of two programs has of a large one."""
 
 
 class Division(NamedTuple):
@@ -69,11 +81,11 @@ class Division(NamedTuple):
     busy: float
 
 
-TALL_SUMS, HIGH_SUMS = Division(2048, 512, 0.5), Division(2048, 512, 1.0)
+TALL_SUMS, SPARSE_SUMS = Division(2048, 512, 0.5), Division(2048, 512, 1.0)
 """Of tall tiles, which would be in each other's way, and of as tall ones that are not filled."""
 
 SPARE_SUMS = Division(DEEP, 1024, math.inf)
-LOW_SUMS, LEAST_SUMS = Division(3072, 768, 1.4), Division(8192, 768, 1.0)
+LOW_SUMS, LEAST_SUMS = Division(3072, 768, 1.4), Division(DEEPEST, 768, 1.0)
 """Of low tiles: where there are multiprocessors to spare, elsewhere, and of LEAST_ROWS rows. To add
 the parts up takes as long as another 1,024 of K."""
 
@@ -83,40 +95,83 @@ def shrink_schedule(
 ) -> Schedule:
     """Large tiles where there is work for every multiprocessor anyway, else parts of the sum.
 
-    Few rows want narrow, deep tiles, many rows want wide ones: so a config is for many rows. Where
-    they are, a tile is taken for one of the same area, or less. In between, x is read once for
-    every tile of MIDDLE_COLUMNS, and parts of the sum are what keeps the multiprocessors busy.
+    Few rows want narrow, deep tiles, many rows want wide ones: so a config is for many. The default
+    is no config: what is launched then is chosen here.
 
     Args:
         sizes: of the batch.
         columns: S * R.
         width: K.
-        config: BLOCK_N and BLOCK_K.
+        config: the one that was found, or the default.
         multiprocessors: of the device.
     """
-    runs, is_whole = sizes.likely_pieces, is_mostly_whole(sizes)
-    if not is_whole and runs < multiprocessors and sizes.piece_rows <= LOW_ROWS:
-        return _low_schedule(sizes, columns, width, multiprocessors)
-    tile = own = config["BLOCK_N"], config["BLOCK_K"]
-    group = 1
+    found = None if config == DEFAULT_SHRINK_CONFIG else (config["BLOCK_N"], config["BLOCK_K"])
+    is_whole, runs = is_mostly_whole(sizes), sizes.likely_pieces
     if is_whole:
-        group = TALL_ROWS // sizes.piece_rows
         runs = cdiv(sizes.rows, TALL_ROWS)
-    tiles = tall_tiles(own, columns)
-    if is_whole and runs * cdiv(columns, TALL_COLUMNS) < MANY * multiprocessors:
-        tile = tiles.middle
-    elif is_whole or runs >= multiprocessors:
-        tile = tiles.wide
-    together = parts = 1
-    if runs >= multiprocessors:
-        together = tiles_together(group * sizes.piece_rows, tile, columns)
-    else:
-        load = runs * cdiv(columns, tile[0]) / multiprocessors
-        parts = _parts(load, width, tile, TALL_SUMS if is_whole else HIGH_SUMS)
+        load = runs * cdiv(columns, TALL_COLUMNS) / multiprocessors
+        if load <= MANY:
+            return _middle_schedule(sizes, columns, width, found, load, multiprocessors)
+    elif runs < multiprocessors:
+        few = _low_schedule if sizes.piece_rows <= LOW_ROWS else _sparse_schedule
+        return few(sizes, columns, width, multiprocessors)
+    group = TALL_ROWS // sizes.piece_rows if is_whole else 1
+    rows = group * sizes.piece_rows
+    tile = _many_tile(columns) if found is None else widened(found, columns)
+    together = tiles_together(rows, tile, columns) if runs >= multiprocessors else 1
+    schedule = Schedule(group=group, together=together, rounds=is_padded(sizes))
+    stages = _stages(rows, (tile[0] * together, tile[1]))
+    return _with_tile(schedule, found, tile, stages)
+
+
+def _with_tile(schedule: Schedule, found: Tile | None, tile: Tile, stages: int) -> Schedule:
+    """With a tile in place of the one that was found; where none was, with a whole config."""
+    if found is None:
+        return replace(schedule, config=_config(tile, stages))
+    return replace(schedule, tile=None if tile == found else tile)
+
+
+def _many_tile(columns: int) -> Tile:
+    """Of many segments, where no config was found.
+
+    The fewer columns there are, the deeper; and the most of them come in broader tiles.
+    """
+    if columns <= TALL_COLUMNS:
+        return max(LEAST_COLUMNS, power_of_two(columns)), TALL_DEPTH
+    return TALL_COLUMNS if columns <= 3 * TALL_COLUMNS else 2 * TALL_COLUMNS, TALL_DEPTH // 2
+
+
+def _middle_schedule(
+    sizes: BatchSizes,
+    columns: int,
+    width: int,
+    found: Tile | None,
+    load: float,
+    multiprocessors: int,
+) -> Schedule:
+    """Of tall tiles that are not many.
+
+    x is read once for every tile of MIDDLE_COLUMNS, or of TALL_COLUMNS where those are not few, and
+    parts of the sum are what keeps the multiprocessors busy. With a program for each the pipeline
+    is as deep as there is use for.
+    """
+    block_n = MIDDLE_COLUMNS if load < (FEW_DEEP if width >= DEEPEST else FEW) else TALL_COLUMNS
+    tile = min(block_n, max(LEAST_COLUMNS, power_of_two(columns))), TALL_DEPTH
+    if found is not None:
+        tile = narrowed(found, columns, block_n)
+    own_load = cdiv(sizes.rows, TALL_ROWS) * cdiv(columns, tile[0]) / multiprocessors
+    parts = _parts(own_load, width, tile, TALL_SUMS)
+    schedule = Schedule(group=TALL_ROWS // sizes.piece_rows, parts=parts, rounds=is_padded(sizes))
+    stages = MAX_STAGES if own_load * parts <= 1 else _stages(TALL_ROWS, tile)
+    return _with_tile(schedule, found, tile, stages)
+
+
+def _sparse_schedule(sizes: BatchSizes, columns: int, width: int, multiprocessors: int) -> Schedule:
+    """Of tall tiles with few rows each, whatever the config."""
+    load = sizes.likely_pieces * cdiv(columns, SPARSE[0]) / multiprocessors
+    parts = _parts(load, width, SPARSE_PART, SPARSE_SUMS)
     return Schedule(
-        group=group,
-        tile=None if tile == own else tile,
-        together=together,
+        config=_config(SPARSE, STAGES) if parts == 1 else _config(SPARSE_PART, MAX_STAGES),
         parts=parts,
         rounds=is_padded(sizes),
     )
@@ -134,7 +189,7 @@ def _low_schedule(sizes: BatchSizes, columns: int, width: int, multiprocessors: 
         tile, division = THIN, SPARE_SUMS
     elif width >= division.least_width:
         tile = BROAD
-    elif load(THIN) <= (SOME if is_deep else FEW):
+    elif load(THIN) <= (SOME if is_deep else SINGLE):
         tile = THIN
     elif load(NARROW) <= (CROWDED if columns > FEW_COLUMNS else FULL):
         tile = NARROW
@@ -142,7 +197,8 @@ def _low_schedule(sizes: BatchSizes, columns: int, width: int, multiprocessors: 
         tile = BROAD
     parts = _parts(load(tile), width, tile, division)
     return Schedule(
-        low_config=_low_config(rows, tile, width),
+        config=_low_config(rows, tile, width),
+        spread=True,
         parts=parts,
         ahead=load(tile) * parts <= 1 and reads_weights_once(sizes),
         rounds=is_padded(sizes),
@@ -152,12 +208,23 @@ def _low_schedule(sizes: BatchSizes, columns: int, width: int, multiprocessors: 
 def _low_config(rows: int, tile: Tile, width: int) -> tuple[tuple[str, int], ...]:
     """As many stages as the sum has use for, and as fit."""
     block_n, block_k = tile
-    fits = 3 * (rows + block_n) * block_k * 2 <= LOW_BYTES  # one of four is being multiplied
+    fits = 3 * (rows + block_n) * block_k * 2 <= ROOM  # one of four is being multiplied
+    return _config(tile, MAX_STAGES if fits and width > MAX_STAGES * block_k else STAGES)
+
+
+def _stages(rows: int, tile: Tile) -> int:
+    """As many as leave room for two programs on a multiprocessor, STAGES at least."""
+    block_n, block_k = tile
+    return max(STAGES, min(MAX_STAGES, ROOM // ((rows + block_n) * block_k * 2)))
+
+
+def _config(tile: Tile, stages: int) -> tuple[tuple[str, int], ...]:
+    block_n, block_k = tile
     return (
         ("BLOCK_N", block_n),
         ("BLOCK_K", block_k),
-        ("num_warps", LOW_WARPS),
-        ("num_stages", 4 if fits and width > 4 * block_k else 3),
+        ("num_warps", WARPS),
+        ("num_stages", stages),
     )
 
 
@@ -174,25 +241,30 @@ def tiles_together(rows: int, tile: Tile, columns: int) -> int:
     return 1 if spans > MAX_TOGETHER or step > MAX_STEP else spans
 
 
-class TallTiles(NamedTuple):
-    """BLOCK_N and BLOCK_K where tall tiles are a few, and where they are many."""
-
-    middle: Tile
-    wide: Tile
-
-
-def tall_tiles(own: Tile, columns: int) -> TallTiles:
-    """Those that stand in for a config's own.
+def widened(tile: Tile, columns: int, most: int = TALL_COLUMNS) -> Tile:
+    """A tile of the same area that has so many columns, as far as there are and it is deep.
 
     Args:
-        own: BLOCK_N and BLOCK_K of the config.
+        tile: BLOCK_N and BLOCK_K of a config.
         columns: S * R.
+        most: columns that it should have.
     """
-    block_n, block_k = _widened(own, min(columns, MIDDLE_COLUMNS))
-    return TallTiles(
-        middle=(min(block_n, MIDDLE_COLUMNS), min(block_k, MIDDLE_DEPTH)),
-        wide=_widened(own, min(columns, TALL_COLUMNS)),
-    )
+    block_n, block_k = tile
+    while block_n < min(columns, most) and block_k >= 2 * LEAST_DEPTH:
+        block_n, block_k = 2 * block_n, block_k // 2
+    return block_n, block_k
+
+
+def narrowed(tile: Tile, columns: int, most: int) -> Tile:
+    """A tile that is no wider than that, and no deeper than those that are not many.
+
+    Args:
+        tile: BLOCK_N and BLOCK_K of a config.
+        columns: S * R.
+        most: columns that it should have.
+    """
+    block_n, block_k = widened(tile, columns, most)
+    return min(block_n, most), min(block_k, TALL_DEPTH)
 
 
 def _parts(load: float, width: int, tile: Tile, division: Division) -> int:
@@ -211,11 +283,3 @@ def _parts(load: float, width: int, tile: Tile, division: Division) -> int:
         parts *= 2
     steps = cdiv(width, tile[1])
     return cdiv(steps, cdiv(steps, parts))
-
-
-def _widened(tile: Tile, columns: int) -> Tile:
-    """A tile of the same area that has so many columns, as far as its depth allows."""
-    block_n, block_k = tile
-    while block_n < columns and block_k >= 2 * LEAST_DEPTH:
-        block_n, block_k = 2 * block_n, block_k // 2
-    return block_n, block_k
