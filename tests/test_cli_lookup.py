@@ -31,12 +31,17 @@ def test_lookup_says_what_from_where_and_why(
     assert "config: BLOCK_N=32 BLOCK_K=128 num_warps=8 num_stages=3" in printed
     assert str(config_file(tmp_path)) in printed
     assert "no chunk size 64, the nearest is 16" in printed
+    assert "launch:" not in printed
 
     words[4] = "512"
     assert run(*words, "--chunk-size", "64") == 0
     printed = capsys.readouterr().out
     assert "config: BLOCK_N=16 BLOCK_K=256\n" in printed
     assert "the defaults" in printed
+    assert "launch: what suits each batch" in printed
+
+    assert run(*words, "--chunk-size", "64", "--kernels", "sglang") == 0
+    assert "launch:" not in capsys.readouterr().out
 
 
 def test_lookup_says_for_which_kernels_and_when_a_config_is_for_others(

@@ -11,6 +11,7 @@ from lora_autotune.kernel_set import BUILTIN, set_of
 from lora_autotune.kernels_version import builtin_kernels_version
 from lora_autotune.loader import config_root, explain_lookup
 from lora_autotune.provenance import Provenance, find_provenance
+from lora_autotune.space import DEFAULT_CONFIGS
 from lora_autotune.strategy import strategy_names
 
 
@@ -32,6 +33,8 @@ def lookup(arguments: Any) -> int:
     if found.chunk_size is not None:
         print("entry: ", f"chunk size {found.chunk_size}")
     print("why:   ", found.reason)
+    if arguments.kernels == BUILTIN and found.config == DEFAULT_CONFIGS[arguments.kernel].as_dict():
+        print("launch:", "what suits each batch: to these kernels the default is no config")
     for candidate in found.passed_over:
         print("passed over:", candidate)
     if found.path is not None and found.chunk_size is not None:

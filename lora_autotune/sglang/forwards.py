@@ -120,16 +120,18 @@ def _decision(kernel: str, shape: tuple[Any, ...], gap: str | None) -> Config | 
         say_once(f"{name}: SGLang's kernel ({gap})")
         return None
     found = explain_lookup(kernel, K, R, S, chunk_size)
+    default = DEFAULT_SHRINK_CONFIG if kernel == "shrink" else DEFAULT_EXPAND_CONFIG
     fault = config_fault(found.config)
     if fault is not None:
         warn_once(f"{name}: {found.path}: {fault}; using the defaults")
-        default = DEFAULT_SHRINK_CONFIG if kernel == "shrink" else DEFAULT_EXPAND_CONFIG
         return dict(default)
     if found.path is not None and found.chunk_size is not None:
         origin = find_provenance(found.path, found.chunk_size, found.config)
         if isinstance(origin, Provenance) and origin.kernels != BUILTIN:
             warn_once(f"{name}: {found.path} was tuned on {origin.kernels} kernels, and ours run")
     words = " ".join(f"{key}={value}" for key, value in found.config.items())
+    if found.config == default:
+        words = "what suits each batch, for the default is no config"
     say_once(f"{name}: lora_autotune's kernel with {words} ({found.reason})")
     return found.config
 
