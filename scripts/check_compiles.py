@@ -2,12 +2,13 @@
 
     check_compiles.py [--arch 80 89 90 100] [--family default ranks reference wide | --all]
 
-default     the default configs at every chunk size
+default     the default configs at every chunk size, on batches of every size: where nothing is
+            tuned, the kernels choose by the batch what is launched
 ranks       ranks and widths that no tile divides, with the default and another config
 reference   every value of every axis of the reference space, twice
 wide        the same of the wide space
 
-Each config is compiled as the tuner does it, for the batches that reach its chunk size. One that
+The others are compiled as the tuner does it, for the batches that reach their chunk size. One that
 needs more shared memory than the GPU has is counted and is no failure, for the tuner drops it too;
 but a default is, for a server has nothing else. Exits with 1 if anything failed. `.ci/triton` runs
 this under other Triton versions.
@@ -34,7 +35,15 @@ from lora_autotune.evaluators.cores import compile_workers
 from lora_autotune.evaluators.gpu import Gpu
 from lora_autotune.evaluators.worker import start_fork_server
 from lora_autotune.space import DEFAULT_CONFIGS, Config, named_space
-from lora_autotune.task import CHUNK_SIZES, DTYPES, KERNELS, Task, default_workload
+from lora_autotune.task import (
+    CHUNK_SIZES,
+    DTYPES,
+    KERNELS,
+    Instance,
+    Task,
+    Workload,
+    default_workload,
+)
 from lora_autotune.testing import covering_configs
 from lora_autotune.trial import Failure
 
@@ -54,26 +63,43 @@ GPUS = {
 }
 FAMILIES = ("default", "ranks", "reference", "wide")
 OUTCOMES = ("compiled", "too large", "failed")
-Case = tuple[Task, Config]
+Case = tuple[Task, Workload, Config]
+
+SHAPES = (
+    *((1024, 64, 2), (2048, 64, 2)),
+    *((2048, 128, 2), (3072, 64, 3), (12_288, 16, 1), (6144, 128, 3)),
+)
+"""K, R and S of the defaults; at most chunk sizes of the first two."""
+
+SERVED = tuple(
+    Instance(tokens=tokens, adapters=adapters)
+    for tokens, adapters in ((1, 1), (32, 8), (300, 8), (1024, 1), (1024, 128), (8000, 128))
+) + tuple(Instance(tokens=tokens) for tokens in (2048, 4096, 8192, 16_384, 30_720))
+"""Batches for all that a kernel chooses between."""
 
 
 def cases(family: str) -> Iterator[Case]:
     """What a family is made of."""
     if family == "default":
         for kernel, chunk_size in itertools.product(KERNELS, CHUNK_SIZES):
-            yield _task(kernel, chunk_size, chunk_size // 32), DEFAULT_CONFIGS[kernel]
+            for shape in SHAPES if chunk_size == CHUNK_SIZES[0] else SHAPES[:2]:
+                task = _task(kernel, chunk_size, chunk_size // 32, *shape)
+                yield task, SERVED, DEFAULT_CONFIGS[kernel]
     elif family == "ranks":
         yield from _odd_shapes()
     else:
         for kernel in KERNELS:
             configs = dict.fromkeys(covering_configs(named_space(family, kernel)))
             for place, config in enumerate(configs):
-                yield _task(kernel, CHUNK_SIZES[place % 4], place // 4), config
+                task = _task(kernel, CHUNK_SIZES[place % 4], place // 4)
+                yield task, default_workload(task.chunk_size), config
 
 
-def _task(kernel: str, chunk_size: int, place: int) -> Task:
+def _task(
+    kernel: str, chunk_size: int, place: int, width: int = 2048, rank: int = 64, slices: int = 2
+) -> Task:
     dtype = DTYPES[place % len(DTYPES)]
-    return Task(kernel=kernel, K=2048, R=64, S=2, chunk_size=chunk_size, dtype=dtype)
+    return Task(kernel=kernel, K=width, R=rank, S=slices, chunk_size=chunk_size, dtype=dtype)
 
 
 def _odd_shapes() -> Iterator[Case]:
@@ -86,8 +112,9 @@ def _odd_shapes() -> Iterator[Case]:
             (Task(kernel="shrink", **shape), shrink),
             (Task(kernel="expand", **shape, slice_offsets=offsets[S]), expand),
         ):
-            yield task, config
-            yield task, DEFAULT_CONFIGS[task.kernel]
+            workload = default_workload(task.chunk_size)
+            yield task, workload, config
+            yield task, workload, DEFAULT_CONFIGS[task.kernel]
 
 
 def check(arch: int, families: Sequence[str], workers: int) -> int:
@@ -105,10 +132,10 @@ def check(arch: int, families: Sequence[str], workers: int) -> int:
         ) as pool,
     ):
         jobs = [
-            pool.submit(compiling.compile_config, task, default_workload(task.chunk_size), config)
-            for task, config in wanted
+            pool.submit(compiling.compile_config, task, workload, config)
+            for task, workload, config in wanted
         ]
-        for (task, config), job in zip(wanted, jobs, strict=True):
+        for (task, _, config), job in zip(wanted, jobs, strict=True):
             failure = job.result().failure
             outcome = outcome_of(failure, is_default=config == DEFAULT_CONFIGS[task.kernel])
             outcomes[outcome] += 1

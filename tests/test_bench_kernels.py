@@ -183,7 +183,7 @@ def test_a_decoder_gives_each_projection_s_input_and_output_to_lora(monkeypatch)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_the_compiled_families_hold_every_value_of_every_axis(name, kernel):
     space = named_space(name, kernel)
-    configs = [config for task, config in check_compiles.cases(name) if task.kernel == kernel]
+    configs = [config for task, _, config in check_compiles.cases(name) if task.kernel == kernel]
     for axis, values in space.axes.items():
         assert {getattr(config, axis) for config in configs} == set(values)
 
@@ -203,10 +203,10 @@ def test_a_default_that_is_too_large_has_failed(kind, is_default, outcome):
 
 
 def test_defaults_and_odd_ranks_are_compiled_at_every_chunk_size_and_dtype():
-    tasks = [task for task, _ in check_compiles.cases("default")]
+    tasks = [task for task, _, _ in check_compiles.cases("default")]
     assert {(task.kernel, task.chunk_size) for task in tasks} == {
         (kernel, chunk_size) for kernel in KERNELS for chunk_size in CHUNK_SIZES
     }
-    odd = [task for task, _ in check_compiles.cases("ranks")]
+    odd = [task for task, _, _ in check_compiles.cases("ranks")]
     assert {task.dtype for task in odd} == {"float16", "bfloat16"}
     assert {task.R for task in odd} == {1, 20, 24, 128}
