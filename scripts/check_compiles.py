@@ -67,7 +67,7 @@ Case = tuple[Task, Workload, Config]
 
 SHAPES = (
     *((1024, 64, 2), (2048, 64, 2)),
-    *((2048, 128, 2), (3072, 64, 3), (12_288, 16, 1), (6144, 128, 3)),
+    *((2048, 128, 2), (3072, 64, 3), (12_288, 16, 1), (6144, 128, 3), (4096, 32, 2), (1024, 32, 1)),
 )
 """K, R and S of the defaults; at most chunk sizes of the first two."""
 
@@ -75,7 +75,7 @@ SERVED = tuple(
     Instance(tokens=tokens, adapters=adapters)
     for tokens, adapters in ((1, 1), (32, 8), (300, 8), (1024, 1), (1024, 128), (8000, 128))
 ) + tuple(Instance(tokens=tokens) for tokens in (2048, 4096, 8192, 16_384, 30_720))
-"""Batches for all that a kernel chooses between."""
+"""Batches of all sizes between which a kernel chooses."""
 
 
 def cases(family: str) -> Iterator[Case]:

@@ -108,12 +108,13 @@ def test_more_rows_have_room_for_fewer_stages_and_divide_their_sums_sooner():
         (64, 2048, 1024, chosen(32, 128, 4), 4),
         (64, 2048, 2048, chosen(32, 128, 4), 2),
         (64, 2048, 4096, chosen(32, 128, 4), 1),
-        (64, 2048, 8192, chosen(64, 128, 4), 1),
+        (64, 2048, 8000, chosen(64, 128, 4), 1),
+        (64, 2048, 8192, chosen(64, 128, 3), 1),  # a tile for each adapter is too many
         (64, 2048, 16_384, chosen(64, 128, 3), 1),
         (64, 12_288, 1024, chosen(32, 128, 4), 4),
-        (64, 12_288, 2048, chosen(64, 128, 4), 4),
+        (64, 12_288, 2048, chosen(64, 128, 3), 4),
         (16, 4096, 2048, chosen(16, 128, 4), 4),
-        (48, 4096, 8192, chosen(64, 128, 4), 1),
+        (48, 4096, 7000, chosen(64, 128, 4), 1),
     ],
 )
 def test_tall_tiles_that_are_not_many_keep_the_multiprocessors_busy(

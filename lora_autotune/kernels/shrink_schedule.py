@@ -159,10 +159,12 @@ def _middle_schedule(
     tile = min(block_n, max(LEAST_COLUMNS, power_of_two(columns))), TALL_DEPTH
     if found is not None:
         tile = narrowed(found, columns, block_n)
-    own_load = cdiv(sizes.rows, TALL_ROWS) * cdiv(columns, tile[0]) / multiprocessors
-    parts = _parts(own_load, width, tile, TALL_SUMS)
+    runs, spans = cdiv(sizes.rows, TALL_ROWS), cdiv(columns, tile[0])
+    parts = _parts(runs * spans / multiprocessors, width, tile, TALL_SUMS)
     schedule = Schedule(group=TALL_ROWS // sizes.piece_rows, parts=parts, rounds=is_padded(sizes))
-    stages = MAX_STAGES if own_load * parts <= 1 else _stages(TALL_ROWS, tile)
+    # Each adapter may have a tile that is not full.
+    programs = (runs + sizes.adapters - 1) * spans * parts
+    stages = MAX_STAGES if programs <= multiprocessors else _stages(TALL_ROWS, tile)
     return _with_tile(schedule, found, tile, stages)
 
 
