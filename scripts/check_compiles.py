@@ -65,16 +65,23 @@ FAMILIES = ("default", "ranks", "reference", "wide")
 OUTCOMES = ("compiled", "too large", "failed")
 Case = tuple[Task, Workload, Config]
 
+FEW_SHAPES = (1024, 64, 2), (2048, 64, 2)
 SHAPES = (
-    *((1024, 64, 2), (2048, 64, 2)),
-    *((2048, 128, 2), (3072, 64, 3), (12_288, 16, 1), (6144, 128, 3), (4096, 32, 2), (1024, 32, 1)),
+    *FEW_SHAPES,
+    (2048, 128, 2),
+    (3072, 64, 3),
+    (12_288, 16, 1),
+    (6144, 128, 3),
+    (4096, 32, 2),
+    (1024, 32, 1),
 )
-"""K, R and S of the defaults; at most chunk sizes of the first two."""
+"""K, R and S of the defaults, at the least chunk size; at others of a few."""
 
-SERVED = tuple(
-    Instance(tokens=tokens, adapters=adapters)
-    for tokens, adapters in ((1, 1), (32, 8), (300, 8), (1024, 1), (1024, 128), (8000, 128))
-) + tuple(Instance(tokens=tokens) for tokens in (2048, 4096, 8192, 16_384, 30_720))
+SERVED = (
+    *(Instance(tokens=tokens) for tokens in (1, 1024, 2048, 4096, 8192, 16_384, 30_720)),
+    *(Instance(tokens=tokens, adapters=8) for tokens in (32, 300)),
+    *(Instance(tokens=tokens, adapters=128) for tokens in (1024, 8000)),
+)
 """Batches of all sizes between which a kernel chooses."""
 
 
@@ -82,7 +89,7 @@ def cases(family: str) -> Iterator[Case]:
     """What a family is made of."""
     if family == "default":
         for kernel, chunk_size in itertools.product(KERNELS, CHUNK_SIZES):
-            for shape in SHAPES if chunk_size == CHUNK_SIZES[0] else SHAPES[:2]:
+            for shape in SHAPES if chunk_size == min(CHUNK_SIZES) else FEW_SHAPES:
                 task = _task(kernel, chunk_size, chunk_size // 32, *shape)
                 yield task, SERVED, DEFAULT_CONFIGS[kernel]
     elif family == "ranks":

@@ -22,7 +22,7 @@ from lora_autotune.evaluators import correctness, measuring, pipeline, plan
 from lora_autotune.evaluators.cuda import CudaMachine
 from lora_autotune.job import Job
 from lora_autotune.space import DEFAULT_CONFIGS, Config, SearchSpace
-from lora_autotune.task import Instance, Task
+from lora_autotune.task import PREFILL, Instance, Task
 from lora_autotune.testing import check_evaluator
 from lora_autotune.trial import Failure, Measurement
 from lora_autotune.tuner import tune_all
@@ -207,7 +207,7 @@ def test_a_wrong_result_is_a_failure_though_only_one_element_is_nan(
 @on_gpu
 def test_a_candidate_without_device_memory_is_a_failure_and_the_next_is_measured(machine):
     # Of few rows all candidates are launched alike, and what is known to be right is not checked.
-    evaluator = machine.evaluator(TASK, (Instance(tokens=30_720),), prune=False)
+    evaluator = machine.evaluator(TASK, (PREFILL,), prune=False)
     assert isinstance(evaluate(evaluator, DEFAULT), Measurement)
     machine.bench.call(hoard, timeout_s=60)
     hungry = evaluate(evaluator, GOOD[0])

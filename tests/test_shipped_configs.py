@@ -45,6 +45,10 @@ def tree_of(file: Path) -> Path:
     return file.parent.parent.parent
 
 
+def gpu_of(file: Path) -> str:
+    return file.stem.partition("device=")[2]
+
+
 def kernels_of(tree: Path) -> str:
     return "sglang" if tree.is_relative_to(ROOTS["sglang"]) else BUILTIN
 
@@ -84,9 +88,9 @@ def test_a_tree_is_of_a_preset_and_covers_what_the_default_tree_does(tree: Path)
     root = ROOTS[kernels_of(tree)]
     assert tree == root or tree.name in PRESETS
     names = {file.relative_to(tree) for file in FILES if tree_of(file) == tree}
-    gpus = {name.stem.partition("device=")[2] for name in names}
+    gpus = {gpu_of(name) for name in names}
     wanted = {file.relative_to(root) for file in FILES if tree_of(file) == root}
-    assert {name for name in wanted if name.stem.partition("device=")[2] in gpus} <= names
+    assert {name for name in wanted if gpu_of(name) in gpus} <= names
 
 
 @each_file

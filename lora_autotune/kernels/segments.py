@@ -4,8 +4,8 @@ Segments are contiguous in permuted order. GROUP of them are a group, and those 
 follow each other and have one adapter are a run: one range of rows, one tile. A program takes the
 run that a group begins with. Where adapters change within a group another run begins, an inner one;
 those are few, and have programs of their own, behind those of the groups (expand's tall tiles are
-worked off from the last to the first). A segment that is longer
-than a tile has PIECES of ROWS rows, with a program for each; it is a group of its own then.
+worked off from the last to the first). A segment that is longer than a tile has PIECES of ROWS
+rows, with a program for each; it is a group of its own then.
 """
 
 from __future__ import annotations
