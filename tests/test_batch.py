@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_autotune.errors import UsageError
-from lora_autotune.kernels.batch import Batch, make_batch, served_batch
+from lora_autotune.kernels.batch import TALL_ROWS, Batch, make_batch, served_batch
 from lora_autotune.task import Instance
 
 OWNERS = st.lists(st.integers(0, 4), min_size=0, max_size=90)
@@ -116,6 +117,27 @@ def test_every_adapter_of_a_served_batch_has_rows(tokens, adapters, chunk_size, 
 def test_zipf_gives_the_ith_adapter_one_ith():
     rows = rows_of(served(tokens=30_720, adapters=8, spread="zipf"))
     assert [round(rows[0] / count) for count in rows] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize(
+    ("chunk_size", "fewer", "more"), [(16, 1, 6), (32, 1, 5), (64, 0, 0), (128, 2, 2)]
+)
+@pytest.mark.parametrize("adapters", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("tokens", [1024, 2048, 3000, 4096, 8192, 30_720])
+def test_tiles_that_are_not_full_are_counted_by_the_segments_there_are(
+    tokens, adapters, chunk_size, fewer, more
+):
+    batch = served(chunk_size, tokens=tokens, adapters=adapters, spread="zipf")
+    group = max(1, TALL_ROWS // chunk_size)
+    owners = batch.weight_indices[: batch.num_segs].split(group)
+    tiles = sum(part.unique().numel() for part in owners)
+    if group == 1:
+        tiles = sum(-(-count // TALL_ROWS) for count in batch.seg_indptr.diff().tolist())
+    if adapters == 1:
+        fewer = more = 0
+    assert tiles - fewer <= batch.sizes.likely_runs(group) <= tiles + more
+    unknown = replace(batch, num_segs=batch.sizes.grid_segments).sizes
+    assert unknown.likely_runs(group) == -(-tokens // TALL_ROWS) + unknown.adapters - 1
 
 
 def test_one_adapter_per_token():

@@ -35,10 +35,12 @@ def test_no_batch_needs_more_than_is_foretold(chunk_size):
             num_stages=draw((1, 2, 3, 4, 5)),
         )
         rows, slots = draw(ROWS), draw((1, 2, 8, 16, 128))
+        full = -(-rows // chunk_size)
         sizes = BatchSizes(
             rows=rows,
             adapters=slots,
-            grid_segments=max(-(-rows // chunk_size) + slots, 16),
+            segments=draw((full, full + slots - 1)),
+            grid_segments=max(full + slots, 16),
             chunk_size=chunk_size,
         )
         columns = task.S * task.R

@@ -213,8 +213,7 @@ def test_a_candidate_without_device_memory_is_a_failure_and_the_next_is_measured
     hungry = evaluate(evaluator, GOOD[0])
     machine.bench.call(share, timeout_s=60)
     assert isinstance(hungry, Failure)
-    # torch itself may abort the process: seen on an H100 with torch 2.11.
-    assert hungry.kind == "memory" or "SIGABRT" in hungry.message, hungry.message
+    assert hungry.kind == "memory", hungry.message
     assert len(hungry.message.splitlines()) == 1
     assert isinstance(evaluate(evaluator, GOOD[1]), Measurement)
     evaluator.close()

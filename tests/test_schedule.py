@@ -102,17 +102,20 @@ def test_more_rows_have_room_for_fewer_stages_and_divide_their_sums_sooner():
 @pytest.mark.parametrize(
     ("columns", "width", "tokens", "config", "parts"),
     [
-        (192, 1024, 1024, chosen(32, 128, 4), 1),
+        (128, 1024, 1024, chosen(32, 128, 4), 1),
+        (192, 1024, 1024, chosen(32, 128, 5), 1),  # one at a time: 96 for 132 multiprocessors
         (192, 1024, 2048, chosen(64, 128, 4), 1),
         (192, 1024, 4096, chosen(64, 128, 3), 1),
         (64, 2048, 1024, chosen(32, 128, 4), 4),
         (64, 2048, 2048, chosen(32, 128, 4), 2),
+        (64, 2048, 3072, chosen(32, 128, 5), 1),
+        (64, 4096, 3072, chosen(64, 128, 4), 2),
         (64, 2048, 4096, chosen(32, 128, 4), 1),
         (64, 2048, 8000, chosen(64, 128, 4), 1),
-        (64, 2048, 8192, chosen(64, 128, 3), 1),  # a tile for each adapter is too many
+        (64, 2048, 8192, chosen(64, 128, 4), 1),
         (64, 2048, 16_384, chosen(64, 128, 3), 1),
         (64, 12_288, 1024, chosen(32, 128, 4), 4),
-        (64, 12_288, 2048, chosen(64, 128, 3), 4),
+        (64, 12_288, 2048, chosen(64, 128, 4), 4),
         (16, 4096, 2048, chosen(16, 128, 4), 4),
         (48, 4096, 7000, chosen(64, 128, 4), 1),
     ],
@@ -129,11 +132,12 @@ def test_tall_tiles_that_are_not_many_keep_the_multiprocessors_busy(
 @pytest.mark.parametrize("tokens", [1024, 4096])
 def test_the_tile_of_a_config_is_as_wide_as_without_one(tokens, chunk_size):
     served = batch(tokens, 8, chunk_size)
-    columns = dict(shrink_untuned(served).config)["BLOCK_N"]
+    columns = dict(shrink_untuned(served, 128).config)["BLOCK_N"]
     assert columns == {1024: 32, 4096: 64}[tokens]
-    assert shrink(served, block_n=16, block_k=256).tile == {32: (32, 128), 64: (64, 64)}[columns]
-    assert shrink(served, block_n=128, block_k=32).tile == (columns, 32)
-    assert shrink(served, block_n=columns, block_k=128).tile is None
+    narrow = shrink(served, 128, block_n=16, block_k=256).tile
+    assert narrow == {32: (32, 128), 64: (64, 64)}[columns]
+    assert shrink(served, 128, block_n=128, block_k=32).tile == (columns, 32)
+    assert shrink(served, 128, block_n=columns, block_k=128).tile is None
 
 
 def test_tall_tiles_with_few_rows_have_a_config_of_their_own():
@@ -148,10 +152,10 @@ def test_tall_tiles_with_few_rows_have_a_config_of_their_own():
 
 def test_a_config_is_widened_where_tall_tiles_are_many():
     broad = {"columns": 64, "block_n": 128, "block_k": 64}
-    assert shrink(batch(17 * 1024, 1, 16), **broad).tile == (64, 64)
-    assert shrink(batch(18 * 1024, 1, 16), **broad).tile is None
+    assert shrink(batch(16 * 1024, 1, 16), **broad).tile == (64, 64)
+    assert shrink(batch(17 * 1024, 1, 16), **broad).tile is None
     wide = {"columns": 64, "block_n": 16, "block_k": 256}
-    assert shrink(batch(18 * 1024, 1, 16), **wide).tile == (64, 64)
+    assert shrink(batch(17 * 1024, 1, 16), **wide).tile == (64, 64)
     # Few rows of each of many adapters: as many segments, none of which is whole.
     assert shrink(batch(1024, 128, 16), **wide).tile == (64, 64)
     assert shrink(batch(1024, 128, 16), **wide).group == 1

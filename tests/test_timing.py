@@ -10,7 +10,7 @@ from weakref import WeakSet
 import pytest
 import torch
 
-from lora_autotune.evaluators import measuring
+from lora_autotune.evaluators import measuring, timing
 from lora_autotune.evaluators.timing import GRAPH_US, GraphTimer, median_time_us
 from lora_autotune.kernels.schedule import Schedule
 from lora_autotune.pruning import GIVE_UP, REPLAYS, Standings
@@ -28,7 +28,9 @@ pytestmark = pytest.mark.usefixtures("made_up_gpu")
 def test_what_launches_hold_lives_as_long_as_their_graph(monkeypatch):
     monkeypatch.setattr(GraphTimer, "_capture", CAPTURE)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
-    monkeypatch.setattr(torch.cuda, "graph", lambda _graph: nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", lambda _graph, stream: nullcontext())
+    monkeypatch.setattr(torch, "empty", lambda *_size, device: device)
+    monkeypatch.setattr(timing, "_capture_stream", lambda: None)
     monkeypatch.setattr(GraphTimer, "time_us", lambda _self: 10.0)
     bench = Bench()
     held = WeakSet()

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -135,10 +136,16 @@ class GraphTimer:
         # A graph knows addresses only, and capturing the next one empties torch's cache: what this
         # one's launches allocated lives as long as it does.
         self._launches = launches
+        stream = _capture_stream()
+        # A graph that finds no memory for the state of its random numbers aborts the process as it
+        # is let go of (torch 2.11). Beside this there is some, or this is what fails.
+        with torch.cuda.stream(stream):
+            beside = torch.empty(1, device="cuda")
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with torch.cuda.graph(self._graph, stream=stream):
             for launch in launches:
                 launch()
+        del beside
 
     def time_us(self) -> float:
         """Microseconds of one launch, in one replay of the graph."""
@@ -149,6 +156,11 @@ class GraphTimer:
         end.synchronize()
         elapsed_ms: float = start.elapsed_time(end)
         return elapsed_ms * 1e3 / len(self._launches)
+
+
+@cache
+def _capture_stream() -> torch.cuda.Stream:
+    return torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
 
 def median_time_us(timer: GraphTimer, limits_us: Mapping[int, float]) -> tuple[float, bool]:

@@ -29,12 +29,14 @@ class BatchSizes(NamedTuple):
     Attributes:
         rows: of all adapters.
         adapters: slots.
+        segments: in use, as far as the host knows; under a CUDA graph the whole buffer.
         grid_segments: segments that a launch covers: the whole buffer.
         chunk_size: most rows in a segment.
     """
 
     rows: int
     adapters: int
+    segments: int
     grid_segments: int
     chunk_size: int
 
@@ -59,6 +61,20 @@ class BatchSizes(NamedTuple):
         segments = self.grid_segments * self.pieces
         return min(segments, self.rows // self.piece_rows + self.adapters, self.rows)
 
+    def likely_runs(self, group: int) -> int:
+        """About how many tiles there are where most are full; few batches have more.
+
+        Segments beyond those that the rows would fill tell of several adapters, each with a last
+        tile that is not full. Where tiles have several segments, most adapters begin in one, too.
+
+        Args:
+            group: segments that a tile can have, where it is not of a piece.
+        """
+        beyond = max(0, self.segments - -(-self.rows // self.chunk_size))
+        ends = 2 * (beyond + 1) if beyond and group > 1 else beyond
+        full = -(-self.rows // (group * self.piece_rows))
+        return full + min(ends, self.adapters - 1)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
@@ -74,7 +90,7 @@ class Batch:
         lora_ranks: int32 (adapters,), each adapter's rank; 0: no adapter.
         scalings: float32 (adapters,), what each adapter's product is multiplied with.
         permutation: int32 (s,), row in permuted order -> row of the matrices.
-        num_segs: segments in use; the buffer may be longer, and is launched whole.
+        num_segs: segments in use, or all of the buffer where nobody knows; that is launched whole.
         chunk_size: most rows in a segment.
     """
 
@@ -92,6 +108,7 @@ class Batch:
         return BatchSizes(
             self.permutation.shape[0],
             self.lora_ranks.shape[0],
+            self.num_segs,
             self.weight_indices.shape[0],
             self.chunk_size,
         )

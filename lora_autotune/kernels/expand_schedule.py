@@ -19,7 +19,7 @@ from lora_autotune.loader import DEFAULT_EXPAND_CONFIG
 MAX_WALK = 8
 """Most output tiles that one program walks with its x tile kept."""
 
-WALK_START = 0.3
+WALK_START = 0.6
 """What a program does before its first tile takes as long as so many tiles."""
 
 REGISTERS, REGISTER_UNIT, AT_A_TIME = 65536, 8, 2
@@ -75,7 +75,7 @@ def expand_schedule(
     if is_default:
         launched = _tall_config(width, rank) if rows > LOW_ROWS else _crowded_config(rank)
     if is_mostly_whole(sizes):
-        runs = cdiv(sizes.rows, rows)
+        runs = sizes.likely_runs(group)
     spans = cdiv(width, launched["BLOCK_N"])
     return Schedule(
         group=group,

@@ -28,9 +28,13 @@ TALL_COLUMNS, MIDDLE_COLUMNS, LEAST_COLUMNS = 64, 32, 16
 TALL_DEPTH, LEAST_DEPTH = 128, 32
 """BLOCK_K of tall tiles, and the least that is left to one that is widened."""
 
-FEW, FEW_DEEP, MANY = 0.7, 0.2, 2.1
-"""Tiles of TALL_ROWS and TALL_COLUMNS for each multiprocessor: fewer are few, and of the deepest
-sums; more are many."""
+FEW_DEEP, MANY = 0.15, 2.0
+"""Tiles of TALL_ROWS and TALL_COLUMNS for each multiprocessor: fewer are few, of the deepest sums;
+more are many."""
+
+HALF, NEARLY_ALL = 0.5, 0.9
+"""Programs for each multiprocessor between which some of those have two, and others none, where
+there is room for two."""
 
 MAX_STEP = 24 * 1024
 """Most elements of x and of the weights in one step over K: more, and no pipeline fits."""
@@ -60,8 +64,9 @@ to which there are some to spare for its parts."""
 LEAST_ROWS = 16
 """Fewer rows are multiplied as so many."""
 
-WARPS, STAGES, MAX_STAGES = 4, 3, 4
-"""Of a config that was not found but chosen."""
+WARPS, STAGES, MAX_STAGES, LONE_STAGES = 4, 3, 4, 5
+"""Of a config that was not found but chosen; the last leave a multiprocessor the room for one
+program of MIDDLE_COLUMNS."""
 
 ROOM = 96 * 1024
 """Bytes of shared memory that every GPU has, and that each of two programs has of a large one."""
@@ -106,16 +111,15 @@ def shrink_schedule(
         multiprocessors: of the device.
     """
     found = None if config == DEFAULT_SHRINK_CONFIG else (config["BLOCK_N"], config["BLOCK_K"])
-    is_whole, runs = is_mostly_whole(sizes), sizes.likely_pieces
-    if is_whole:
-        runs = cdiv(sizes.rows, TALL_ROWS)
-        load = runs * cdiv(columns, TALL_COLUMNS) / multiprocessors
-        if load <= MANY:
-            return _middle_schedule(sizes, columns, width, found, load, multiprocessors)
+    group, runs = 1, sizes.likely_pieces
+    if is_mostly_whole(sizes):
+        group = TALL_ROWS // sizes.piece_rows
+        runs = sizes.likely_runs(group)
+        if runs * cdiv(columns, TALL_COLUMNS) <= MANY * multiprocessors:
+            return _middle_schedule(sizes, group, runs, columns, width, found, multiprocessors)
     elif runs < multiprocessors:
         few = _low_schedule if sizes.piece_rows <= LOW_ROWS else _sparse_schedule
         return few(sizes, columns, width, multiprocessors)
-    group = TALL_ROWS // sizes.piece_rows if is_whole else 1
     rows = group * sizes.piece_rows
     tile = _many_tile(columns) if found is None else widened(found, columns)
     together = tiles_together(rows, tile, columns) if runs >= multiprocessors else 1
@@ -143,28 +147,39 @@ def _many_tile(columns: int) -> Tile:
 
 def _middle_schedule(
     sizes: BatchSizes,
+    group: int,
+    runs: int,
     columns: int,
     width: int,
     found: Tile | None,
-    load: float,
     multiprocessors: int,
 ) -> Schedule:
     """Of tall tiles that are not many.
 
-    x is read once for every tile of MIDDLE_COLUMNS, or of TALL_COLUMNS where those are not few, and
-    parts of the sum are what keeps the multiprocessors busy. With a program for each the pipeline
-    is as deep as there is use for.
+    x is read once for every tile of MIDDLE_COLUMNS while there is no more than a program for each
+    multiprocessor, else of TALL_COLUMNS; those also where there are programs for many but not for
+    all of them, and sums are deep enough to be cut into more parts. With no more than a program for
+    each the pipeline is as deep as there is use for.
     """
-    block_n = MIDDLE_COLUMNS if load < (FEW_DEEP if width >= DEEPEST else FEW) else TALL_COLUMNS
-    tile = min(block_n, max(LEAST_COLUMNS, power_of_two(columns))), TALL_DEPTH
-    if found is not None:
-        tile = narrowed(found, columns, block_n)
-    runs, spans = cdiv(sizes.rows, TALL_ROWS), cdiv(columns, tile[0])
-    parts = _parts(runs * spans / multiprocessors, width, tile, TALL_SUMS)
-    schedule = Schedule(group=TALL_ROWS // sizes.piece_rows, parts=parts, rounds=is_padded(sizes))
-    # Each adapter may have a tile that is not full.
-    programs = (runs + sizes.adapters - 1) * spans * parts
-    stages = MAX_STAGES if programs <= multiprocessors else _stages(TALL_ROWS, tile)
+
+    def divided(most: int) -> tuple[Tile, int, float]:
+        tile = min(most, max(LEAST_COLUMNS, power_of_two(columns))), TALL_DEPTH
+        if found is not None:
+            tile = narrowed(found, columns, most)
+        load = runs * cdiv(columns, tile[0]) / multiprocessors
+        parts = _parts(load, width, tile, TALL_SUMS)
+        return tile, parts, load * parts
+
+    tile, parts, load = divided(MIDDLE_COLUMNS)
+    is_loose = HALF < load < NEARLY_ALL
+    is_broad = load > 1 or (is_loose and width >= DEEP)
+    if width >= DEEPEST:
+        is_broad = runs * cdiv(columns, TALL_COLUMNS) >= FEW_DEEP * multiprocessors
+    stages = LONE_STAGES if is_loose else MAX_STAGES
+    if is_broad:
+        tile, parts, load = divided(TALL_COLUMNS)
+        stages = MAX_STAGES if load <= 1 else _stages(TALL_ROWS, tile)
+    schedule = Schedule(group=group, parts=parts, rounds=is_padded(sizes))
     return _with_tile(schedule, found, tile, stages)
 
 
