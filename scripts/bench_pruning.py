@@ -3,10 +3,11 @@
     python scripts/bench_pruning.py [--seeds N] [--landscapes WORD..]
         [--strategies NAME..] [--jobs N]
 
-Every shipped landscape with two batches or more is searched for 50 configs, with every rule and
-order. Printed are the batches that were timed, the time that timing them takes less than without
-pruning, and the regret: the best config that was measured in full over the landscape's best, less
-1. What is saved is modelled, see :func:`graphs`.
+Every landscape with two batches or more (of those that ship, and of those of earlier kernels in
+tests) is searched for 50 configs, with every rule and order. Printed are the batches that were
+timed, the time that timing them takes less than without pruning, and the regret: the best config
+that was measured in full over the landscape's best, less 1. What is saved is modelled, see
+:func:`graphs`.
 
 Rules: a candidate is out when its cost is over so many times the best's, if on the batches that are
 left it took no time ("lossless"), the fastest time of all ("fastest"), or the best config's

@@ -3,6 +3,7 @@
     python scripts/bench_search.py [--seeds N] [--landscapes WORD..]
         [--strategies WORD..] [--jobs N] [--without-kernel-tuner]
 
+The landscapes are those that ship, and those of earlier kernels in tests, which left more to find.
 Prints, for each landscape and for the mean over them, the regret after 30 and after 50 configs and
 how many configs it takes to come within 1% of the best. Regret: the best cost so far over the
 landscape's best, less 1. Every different config that was asked for counts, failures included; for

@@ -15,6 +15,8 @@ from lora_autotune.space import DEFAULT_CONFIGS, Config
 from lora_autotune.strategy import StrategyOptions, make_strategy
 from lora_autotune.trial import Measurement, Pruned, Trial
 
+ROOT = Path(__file__).resolve().parent.parent
+
 CAPACITY = 8
 WORKERS = 14
 MEASURE_S = 0.05
@@ -39,9 +41,12 @@ class Run:
 
 
 def landscapes(names: list[str], folder: Path | None = None) -> dict[str, Path]:
-    """A folder's landscapes, or those that ship, whose names hold any of some words; or all."""
-    folder = folder or Path(__file__).parent.parent / "configs/landscapes"
-    files = {file.name.split(".")[0]: file for file in sorted(folder.iterdir())}
+    """Those of a folder whose names hold any of some words, or all of them.
+
+    Without a folder they are those that ship, and those of earlier kernels, which the tests have.
+    """
+    folders = [folder] if folder else [ROOT / "configs/landscapes", ROOT / "tests/landscapes"]
+    files = {file.name.split(".")[0]: file for one in folders for file in sorted(one.iterdir())}
     return {k: file for k, file in files.items() if not names or any(n in k for n in names)}
 
 

@@ -39,7 +39,10 @@ from tests.search_doubles import Memory
 optuna = pytest.importorskip("optuna")
 from lora_autotune.journal import Journal  # noqa: E402
 
-SHIPPED = Path(lora_autotune.__file__).parent / "configs" / "landscapes"
+FOLDERS = (
+    Path(lora_autotune.__file__).parent / "configs" / "landscapes",
+    Path(__file__).parent / "landscapes",
+)
 SPACES = {
     "shrink": SearchSpace(
         {"BLOCK_N": (16, 32, 64), "BLOCK_K": (64, 128), "num_warps": (4,), "num_stages": (2, 3)}
@@ -67,9 +70,14 @@ NAMES = [
 ]
 
 
+def recorded(name: str) -> Path:
+    (file,) = (file for folder in FOLDERS if (file := folder / f"{name}.jsonl.gz").exists())
+    return file
+
+
 def part(name: str, spaces) -> Landscape:
-    """A part of a shipped landscape, and the default; all as if recorded on one GPU."""
-    whole = read_landscape(SHIPPED / f"{name}.jsonl.gz")
+    """A part of a recorded landscape, and the default; all as if recorded on one GPU."""
+    whole = read_landscape(recorded(name))
     space = spaces[whole.task.kernel]
     configs = [DEFAULT_CONFIGS[whole.task.kernel], *space]
     trials = {config: whole.trials[config] for config in configs}
@@ -79,9 +87,7 @@ def part(name: str, spaces) -> Landscape:
 
 SHRINK, DECODE, EXPAND = LANDSCAPES = [part(name, SPACES) for name in NAMES]
 """Of 12 configs each, all measured."""
-FILES = {
-    one.task: SHIPPED / f"{name}.jsonl.gz" for one, name in zip(LANDSCAPES, NAMES, strict=True)
-}
+FILES = {one.task: recorded(name) for one, name in zip(LANDSCAPES, NAMES, strict=True)}
 
 
 def undisturbed(landscape: Landscape):

@@ -21,7 +21,8 @@ PACKAGE = Path(lora_autotune.__file__).parent
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 SEVERAL = [
     landscape
-    for file in sorted((PACKAGE / "configs/landscapes").iterdir())
+    for folder in (PACKAGE / "configs/landscapes", Path(__file__).parent / "landscapes")
+    for file in sorted(folder.iterdir())
     if len((landscape := read_landscape(file)).workload) > 1
 ]
 LANDSCAPE = bowl_landscape()
