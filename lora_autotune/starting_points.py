@@ -2,8 +2,7 @@
 
 From two runs of `scripts/tune` on an H200: at every shape and chunk size of theirs one of these, or
 the default, is within 3% of the best that was found. The last of expand's is from decode steps on
-an H100, of kernels whose few rows had no configs of their own; landscapes of those ship. On another
-GPU all are guesses.
+an H100, of kernels whose few rows had no configs of their own. On another GPU all are guesses.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ how many configs it takes to come within 1% of the best. Regret: the best cost s
 landscape's best, less 1. Every different config that was asked for counts, failures included; for
 ours so does the default, which is always measured. Ours run with 8 configs in flight, the others in
 sequence, which is easier for them. A strategy that ends early keeps what it has. What `tune` does
-is called "+ starting points": they were chosen from other runs, but on the GPU of the landscapes.
+is called "+ starting points": they were chosen from other runs, on H200s but for one.
 
 Then the wall-clock time to 1%, modelled: the recorded compile times on 14 workers, the measured
 time that the strategy thinks, and 50 ms of the one GPU for each config. The better of the

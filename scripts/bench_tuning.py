@@ -5,7 +5,7 @@
 reference: the reference grid of two tasks, by `grid` and by the published protocol.
 wide:      the same two tasks, by the default strategy on the wide space, and by the protocol on the
            reference grid; the best by brute force on the wide space is that of recorded
-           landscapes, the shipped ones, which are an H200's, or those in DIR.
+           landscapes, the shipped ones, which are an H100's, or those in DIR.
 model:     all of Qwen3-0.6B at rank 64 by the default strategy on the wide space; for some of its
            tasks the reference grid as well.
 

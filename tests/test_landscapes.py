@@ -1,4 +1,4 @@
-"""What is claimed of the landscapes that ship."""
+"""What is claimed of the landscapes that ship, and of those of earlier kernels."""
 
 import json
 from pathlib import Path
@@ -55,9 +55,8 @@ def test_a_replay_with_pruning_chooses_what_loses_on_no_batch(file, seed, tmp_pa
     pairs = zip(times_us, default_us, strict=True)
     assert all(time <= (1 + MAX_REGRESSION) * default for time, default in pairs)
     assert [one["time_us"] for one in result["instances"]] == list(times_us)
-    # Where one of two batches is of few rows, all take the same time there.
-    is_telling = file.parent == EARLIER
-    assert ("clearly behind after" in (out / "tune.journal").read_text()) == is_telling
+    if file.parent == EARLIER:  # today all configs launch the same on few rows
+        assert "clearly behind after" in (out / "tune.journal").read_text()
 
 
 @each
@@ -104,16 +103,11 @@ def test_they_are_of_one_gpu_and_its_kernels(file):
 
 
 @each_shipped
-def test_what_fails_for_shared_memory_is_foretold_and_what_could_be_measured_is_no_loss(file):
+def test_what_fails_for_shared_memory_is_foretold_and_nothing_else(file):
     landscape = read_landscape(file)
-    _, best = landscape.best()
     for config, trial in landscape.trials.items():
-        told = foretold_failure(landscape.task, config, H200) is not None
-        if isinstance(trial.outcome, Failure) and trial.outcome.kind == "resources":
-            assert told
-        elif told and (cost := landscape.cost(config)) is not None:
-            # It ran on these batches. There are others, which it would fail on.
-            assert cost > 1.1 * best
+        failed = isinstance(trial.outcome, Failure) and trial.outcome.kind == "resources"
+        assert failed == (foretold_failure(landscape.task, config, H200) is not None)
 
 
 @each

@@ -80,9 +80,8 @@ def smem_failure(needed: int, gpu: Gpu) -> Failure | None:
 def foretold_failure(task: Task, config: Config, gpu: Gpu) -> Failure | None:
     """Why a candidate cannot serve on a GPU for want of shared memory, if that is sure.
 
-    On the shipped landscapes nothing else failed for it, and on those of earlier kernels in tests,
-    where other tiles were taken, nothing that could be measured is within 10% of the best. The
-    default is never refused: it is what a server runs that has no config.
+    On the shipped landscapes nothing else failed for it. The default is never refused: it is what a
+    server runs that has no config.
     """
     if config == DEFAULT_CONFIGS[task.kernel]:
         return None

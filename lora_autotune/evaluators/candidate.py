@@ -18,8 +18,8 @@ known how long the default takes here. For shrink, slower ones were half of all 
 
 COMPILE_LIMIT_TO_DEFAULT = 2.0
 """Where it is more, the limit as a multiple of what the default takes, for slow hosts: of configs
-within 5% of the best on the shipped landscapes the slowest to compile take 1.7 times as long, and
-1.2 s on a fast host."""
+within 5% of the best on recorded landscapes the slowest to compile take 1.7 times as long, and 1.2
+s on a fast host."""
 
 PATIENT_COMPILE_LIMIT_S = 30.0
 """The same for a lane that wants every candidate measured; they wait until nothing else does."""

@@ -62,10 +62,11 @@ class BatchSizes(NamedTuple):
         return min(segments, self.rows // self.piece_rows + self.adapters, self.rows)
 
     def likely_runs(self, group: int) -> int:
-        """About how many tiles there are where most are full; few batches have more.
+        """About how many tiles there are where most are full.
 
         Segments beyond those that the rows would fill tell of several adapters, each with a last
-        tile that is not full. Where tiles have several segments, most adapters begin in one, too.
+        tile that is not full. Where tiles have several segments, most adapters begin in one, too;
+        adapters that all fill whole segments look like one, and some more tiles than this.
 
         Args:
             group: segments that a tile can have, where it is not of a piece.
