@@ -18,7 +18,6 @@ from pathlib import Path
 
 import pytest
 
-import lora_autotune
 from lora_autotune.config_file import read_config_file
 from lora_autotune.config_tree import check_tree
 from lora_autotune.evaluators import bench_jobs, compiling
@@ -40,7 +39,7 @@ optuna = pytest.importorskip("optuna")
 from lora_autotune.journal import Journal  # noqa: E402
 
 FOLDERS = (
-    Path(lora_autotune.__file__).parent / "configs" / "landscapes",
+    Path(__file__).parent / "stage_landscapes",
     Path(__file__).parent / "landscapes",
 )
 SPACES = {
