@@ -62,12 +62,12 @@ def workload_of(tree: Path, chunk: int) -> Workload:
 
 
 def origins(file: Path) -> dict[int, Provenance]:
-    """Chunk size -> where its config is from. On the H200, some were changed by hand: README."""
+    """Chunk size -> where its config is from."""
     table = read_config_file(file)
     found = {chunk: find_provenance(file, chunk, config) for chunk, config in table.items()}
-    unknown = {text for text in found.values() if isinstance(text, str)}
-    assert unknown <= ({"none"} if "H200" in file.name else set())
-    return {chunk: entry for chunk, entry in found.items() if isinstance(entry, Provenance)}
+    known = {chunk: entry for chunk, entry in found.items() if isinstance(entry, Provenance)}
+    assert known == found
+    return known
 
 
 @each_tree
@@ -106,10 +106,6 @@ def test_every_config_says_where_it_is_from(file: Path) -> None:
         assert entry.kernels_version
         assert entry.driver
         assert entry.command
-
-
-def test_few_configs_were_changed_by_hand() -> None:
-    assert sum(len(read_config_file(file)) - len(origins(file)) for file in FILES) == 23
 
 
 @each_file
