@@ -7,7 +7,8 @@ model is. The steps: prefill of 60 x 512 tokens with one adapter, at chunk size 
 decode of 32 tokens over 8 adapters with 1,024 tokens cached, all in a server's segment buffers. The
 ways: no LoRA; at prefill what no kernel outside of the layers' own can do without (each layer's
 input read, its output read and written, and nothing computed); our kernels, by default and with the
-configs that the loader finds (it reads SGLANG_LORA_CONFIG_DIR); SGLang's kernels, where SGLang is
+configs that the loader finds (it reads SGLANG_LORA_CONFIG_DIR), and, "one product", with a layer's
+own product and its LoRA in one where that is covered and pays; SGLang's kernels, where SGLang is
 installed, by default, with the configs in its package, and with those in a folder that is given
 (configs/sglang). They are replayed in turns: median milliseconds, and the ratio to no LoRA.
 Each way's LoRA layers are compared with the float64 reference on a small batch first. It needs a
@@ -23,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ from lora_autotune.evaluators.gpu import Gpu
 from lora_autotune.evaluators.plan import Operands, schedule_of, task_launch
 from lora_autotune.kernel_set import BUILTIN
 from lora_autotune.kernels.batch import ADAPTER_SLOTS, Batch, served_batch
+from lora_autotune.kernels.linear_forward import CAPABILITY, linear_forward, linear_gap
 from lora_autotune.kernels.reference import expand_reference, shrink_reference
 from lora_autotune.model import load_model_shape, tasks_for
 from lora_autotune.space import DEFAULT_CONFIGS, Config
@@ -51,6 +53,7 @@ from lora_autotune.task import DECODE, PREFILL, Instance, Task
 
 MODEL, LAYERS, RANK = "Qwen3-0.6B", 28, 64
 DTYPE_NAME = "bfloat16"
+TUNED, ONE_PRODUCT = "ours, tuned", "ours, one product"
 PROJECTIONS = ("qkv", "o", "gate_up", "down")
 
 
@@ -99,7 +102,7 @@ def variants_of(chunk_size: int, *, published: bool, configs: Path | None) -> Va
     default = {task: DEFAULT_CONFIGS[task.kernel] for task in tasks}
     found = {
         "ours, default": (BUILTIN, default),
-        "ours, tuned": (BUILTIN, {task: looked_up(task) for task in tasks}),
+        TUNED: (BUILTIN, {task: looked_up(task) for task in tasks}),
     }
     if published:
         found["published, default"] = (SET, default)
@@ -127,15 +130,21 @@ class Kernels:
             for task, config in configs.items()
         }
 
-    def __call__(self, x: Tensor, projection: Projection, output: Tensor) -> None:
+    def __call__(self, x: Tensor, projection: Projection) -> Tensor:
+        output = x @ projection.weight.T
         middle = self.shrink(x, projection)
         self._launch("expand", middle, projection.b, output, projection)
+        return output
 
     def shrink(self, x: Tensor, projection: Projection) -> Tensor:
         """LoRA A into a new tensor."""
         middle = x.new_empty((x.shape[0], projection.a.shape[1]))
         self._launch("shrink", x, projection.a, middle, projection)
         return middle
+
+    def config(self, kernel: str, width: int, slices: int) -> dict[str, int]:
+        """That of a kernel for a projection: K and S."""
+        return self._plans[kernel, width, slices][1]
 
     def _launch(
         self, kernel: str, x: Tensor, weights: Tensor, output: Tensor, projection: Projection
@@ -154,35 +163,69 @@ class Kernels:
         )()
 
 
-def traffic_alone(x: Tensor, _projection: Projection, output: Tensor) -> None:
+class OneProduct:
+    """The layer's own product and its LoRA in one, where a server would do so; else apart.
+
+    Attributes:
+        always: also where that does not pay.
+    """
+
+    def __init__(self, apart: Kernels, batch: Batch, *, always: bool = False) -> None:
+        self.always = always
+        self._apart = apart
+        self._batch = batch
+
+    def __call__(self, x: Tensor, projection: Projection) -> Tensor:
+        operands = x, projection.weight, projection.a, projection.b
+        if not self.always and linear_gap(*operands, self._batch, projection.offsets) is not None:
+            return self._apart(x, projection)
+        config = self._apart.config("shrink", x.shape[1], projection.slices)
+        offsets = projection.offsets_on_device
+        return linear_forward(*operands, self._batch, offsets, shrink_config=config)
+
+
+def loras_of(
+    variants: Variants, batch: Batch, gpu: Gpu, *, prefill: bool, always: bool
+) -> dict[str, Lora]:
+    """Each way to run LoRA on a batch; ``always``: one product also where it does not pay."""
+    loras: dict[str, Lora] = {}
+    for name, (kernels, configs) in variants.items():
+        apart = loras[name] = Kernels(kernels, configs, batch, gpu)
+        if name == TUNED and prefill and gpu.capability == CAPABILITY:
+            loras[ONE_PRODUCT] = OneProduct(apart, batch, always=always)
+    return loras
+
+
+def traffic_alone(x: Tensor, projection: Projection) -> Tensor:
     """Reads x, reads and writes the output: the least that LoRA beside a layer moves."""
+    output = x @ projection.weight.T
     x.sum()
-    output.add_(0)
+    return output.add_(0)
 
 
 def error_of(lora: Lora, projection: Projection, batch: Batch) -> float:
     """Relative error of what is added to a projection's output; the reference is float64."""
     rows = batch.permutation.shape[0]
     x = torch.randn((rows, projection.weight.shape[1]), device=DEVICE, dtype=DTYPE)
-    output = torch.zeros((rows, projection.weight.shape[0]), device=DEVICE, dtype=DTYPE)
+    nothing = torch.zeros((rows, projection.weight.shape[0]), device=DEVICE, dtype=DTYPE)
     middle = shrink_reference(x, projection.a, batch, projection.slices)
     middle = middle.nan_to_num(0.0).to(DTYPE)
     offsets = projection.offsets_on_device
-    expected = expand_reference(middle, projection.b, batch, offsets, output)
-    lora(x, projection, output)
-    return float((output.double() - expected).norm() / expected.norm())
+    expected = expand_reference(middle, projection.b, batch, offsets, nothing)
+    added = lora(x, replace(projection, weight=torch.zeros_like(projection.weight)))
+    return float((added.double() - expected).norm() / expected.norm())
 
 
 def check(decoder: Decoder, step: Step, variants: Variants, gpu: Gpu) -> dict[str, str]:
-    """The variants that compute something else, each with what, on a small batch."""
+    """The ways that compute something else, each with what, on a small batch."""
     batch = served_batch(step.small, rank=RANK, chunk_size=step.chunk_size, device=DEVICE)
+    layer = decoder.layers[0]
     wrong = {}
-    for name, (kernels, configs) in variants.items():
+    loras = loras_of(variants, batch, gpu, prefill=step.cached is None, always=True)
+    for name, lora in loras.items():
         try:
-            lora = Kernels(kernels, configs, batch, gpu)
-            layer = decoder.layers[0]
             errors = {one: error_of(lora, getattr(layer, one), batch) for one in PROJECTIONS}
-        except Exception as error:  # one variant's, not the others'
+        except Exception as error:  # one way's, not the others'
             wrong[name] = first_line(error)
             continue
         worst = max(errors, key=errors.__getitem__)
@@ -213,9 +256,8 @@ def measure(
     loras: dict[str, Lora | None] = {"no LoRA": None}
     if step.cached is None:  # at decode launches are what costs
         loras["its traffic alone"] = traffic_alone
-    for name, (kernels, configs) in variants.items():
-        if name not in failed:
-            loras[name] = Kernels(kernels, configs, batch, gpu)
+    own = loras_of(variants, batch, gpu, prefill=step.cached is None, always=False)
+    loras |= {name: lora for name, lora in own.items() if name not in failed}
     entries = {
         name: [partial(decoder.step, hidden, attend, lora, last)] for name, lora in loras.items()
     }

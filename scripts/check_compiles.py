@@ -1,12 +1,13 @@
 """Our kernels compiled for GPUs that are not here, under the Triton that is: no GPU is needed.
 
-    check_compiles.py [--arch 80 89 90 100] [--family default ranks reference wide | --all]
+    check_compiles.py [--arch 80 89 90 100] [--family default ranks reference wide layers | --all]
 
 default     the default configs at every chunk size, on batches of every size: where nothing is
             tuned, the kernels choose by the batch what is launched
 ranks       ranks and widths that no tile divides, with the default and another config
 reference   every value of every axis of the reference space, twice
 wide        the same of the wide space
+layers      a layer's own product and its LoRA in one, for compute capability 9.0 alone
 
 The others are compiled as the tuner does it, for the batches that reach their chunk size. One that
 needs more shared memory than the GPU has is counted and is no failure, for the tuner drops it too;
@@ -18,13 +19,16 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import multiprocessing
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -34,6 +38,7 @@ from lora_autotune.evaluators import compiling
 from lora_autotune.evaluators.cores import compile_workers
 from lora_autotune.evaluators.gpu import Gpu
 from lora_autotune.evaluators.worker import start_fork_server
+from lora_autotune.kernels.batch import Batch, served_batch
 from lora_autotune.space import DEFAULT_CONFIGS, Config, named_space
 from lora_autotune.task import (
     CHUNK_SIZES,
@@ -47,6 +52,7 @@ from lora_autotune.task import (
 from lora_autotune.testing import covering_configs
 from lora_autotune.trial import Failure
 
+LAYERS, HOPPER = "layers", 90
 GPUS = {
     80: Gpu(
         name="A100", capability=80, multiprocessors=108, smem_bytes=166_912, l2_bytes=0, triton=""
@@ -61,7 +67,10 @@ GPUS = {
         name="B200", capability=100, multiprocessors=148, smem_bytes=232_448, l2_bytes=0, triton=""
     ),
 }
-FAMILIES = ("default", "ranks", "reference", "wide")
+FAMILIES = ("default", "ranks", "reference", "wide", LAYERS)
+LAYER_SHAPES = ((1024, 4096, 64, 3), (200, 328, 8, 1), (4096, 6144, 128, 2))
+"""K, N, R and S of layers."""
+
 OUTCOMES = ("compiled", "too large", "failed")
 Case = tuple[Task, Workload, Config]
 
@@ -124,10 +133,48 @@ def _odd_shapes() -> Iterator[Case]:
             yield task, workload, DEFAULT_CONFIGS[task.kernel]
 
 
+def compile_layers(shapes: Sequence[tuple[int, int, int, int]], arch: int) -> Counter[str]:
+    """Compile what layers of some shapes launch, in a process of its own that has torch."""
+    import torch
+
+    from lora_autotune.kernels.linear_launch import linear_launches
+
+    triton.runtime.driver.set_active(compiling.TargetOnly(arch))
+    outcomes: Counter[str] = Counter()
+    for (depth, width, rank, slices), dtype in itertools.product(shapes, DTYPES):
+        instance = Instance(tokens=4096, adapters=8)
+        batch = served_batch(instance, rank=rank, chunk_size=16, device="cpu")
+        tensors = {name: each.to("meta") for name, each in vars_of(batch).items()}
+
+        def blank(*shape: int, dtype: str = dtype) -> Any:
+            return torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
+
+        launches = linear_launches(
+            blank(4096, depth),
+            blank(width, depth),
+            blank(4096, slices * rank),
+            blank(8, width, rank),
+            blank(4096, width),
+            replace(batch, **tensors),
+            blank(slices + 1, dtype="int64"),
+            GPUS[arch].multiprocessors,
+        )
+        for launch in launches:
+            fits = launch.compile().metadata.shared <= GPUS[arch].smem_bytes
+            outcomes["compiled" if fits else "failed"] += 1
+    return outcomes
+
+
+def vars_of(batch: Batch) -> dict[str, Any]:
+    """A batch's tensors by their names."""
+    found = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return {name: each for name, each in found.items() if not isinstance(each, int)}
+
+
 def check(arch: int, families: Sequence[str], workers: int) -> int:
     """Compile for one architecture, say what came of it, and return how many failed."""
     started_s = time.perf_counter()
-    wanted = [case for family in families for case in cases(family)]
+    wanted = [case for family in families if family != LAYERS for case in cases(family)]
     outcomes: Counter[str] = Counter()
     with (
         tempfile.TemporaryDirectory() as cache,
@@ -148,6 +195,9 @@ def check(arch: int, families: Sequence[str], workers: int) -> int:
             outcomes[outcome] += 1
             if outcome == "failed":
                 print(f"  sm_{arch} {task.key} {config}: {failure.message}", flush=True)
+    if LAYERS in families and arch == HOPPER:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            outcomes += pool.submit(compile_layers, LAYER_SHAPES, arch).result()
     counts = ", ".join(f"{outcomes[name]} {name}" for name in OUTCOMES)
     took_s = time.perf_counter() - started_s
     print(f"Triton {triton.__version__} sm_{arch}: {counts} ({took_s:.0f} s)", flush=True)
@@ -165,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Check what is asked for; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--arch", type=int, nargs="+", choices=GPUS, default=list(GPUS))
-    parser.add_argument("--family", nargs="+", choices=FAMILIES, default=["default"])
+    parser.add_argument("--family", nargs="+", choices=FAMILIES, default=["default", LAYERS])
     parser.add_argument("--all", action="store_true", help="every family")
     parser.add_argument("--workers", type=int, default=compile_workers())
     options = parser.parse_args(arguments)

@@ -45,8 +45,8 @@ class Projection:
         return len(self.offsets) - 1
 
 
-Lora = Callable[[Tensor, Projection, Tensor], object]
-"""Adds the adapters' product of an input to a projection's output."""
+Lora = Callable[[Tensor, Projection], Tensor]
+"""A projection's output of an input, with what the adapters add to it."""
 
 Attention = Callable[[int, Tensor], Tensor]
 """From a layer's number and its (rows, q + k + v) to (rows, q)."""
@@ -163,11 +163,8 @@ class Decoder:
 
 
 def project(x: Tensor, projection: Projection, lora: Lora | None) -> Tensor:
-    """A linear layer, and its adapters where there are some."""
-    output = x @ projection.weight.T
-    if lora is not None:
-        lora(x, projection, output)
-    return output
+    """A linear layer, with its adapters where there are some."""
+    return x @ projection.weight.T if lora is None else lora(x, projection)
 
 
 def _normed(x: Tensor, weight: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import triton.language as tl
 from lora_autotune.kernels import prefetch
 from lora_autotune.kernels.batch import Batch, make_batch
 from lora_autotune.kernels.launch import expand_launch, shrink_launch
+from lora_autotune.kernels.linear_launch import linear_launches
 from lora_autotune.kernels.reference import expand_reference, shrink_reference
 from lora_autotune.kernels.schedule import Schedule
 from lora_autotune.kernels.segments import inner_run
@@ -108,6 +109,48 @@ def main(device, dtype_name):
         for parts, width in itertools.product((1, 2, 5), (72, 328, 1000)):
             fetches(dtype, parts, width)
     inner_runs(device)
+    if device == "cpu" or torch.cuda.get_device_capability() == (9, 0):
+        linear(dtype, device, 200, 24, [24, 8, 0, 16, 20], [0, 256, 512, 600])
+        linear(dtype, device, 64, 72, [72, 64, 0, 7, 72], [0, 328])
+        linear(dtype, device, 72, 64, [64] * 5, [0, 512, 768])
+
+
+def linear(dtype, device, depth, rank, ranks, boundaries):
+    """A layer's product and its LoRA in one: tiles of one adapter, of none, of several."""
+    generator = torch.Generator().manual_seed(depth)
+    owners = torch.randint(0, len(ranks), (391,), generator=generator)
+    owners[:140], owners[256:384] = 1, 2
+    batch = make_batch(
+        owners,
+        ranks=ranks,
+        scalings=[0.5, 2.0, 1.0, 0.7, 1.3],
+        chunk_size=16,
+        grid_segments=60,
+        device=device,
+    )
+    batch.weight_indices[batch.num_segs :] = 2**30  # is not read
+    slices, width = len(boundaries) - 1, boundaries[-1]
+
+    def fresh(*shape):
+        return torch.randn(shape, generator=generator).to(dtype).to(device)
+
+    x, weight = fresh(len(owners), depth), fresh(width, depth) / 8
+    middle, lora_b = fresh(len(owners), slices * rank), fresh(len(ranks), width, rank) / 4
+    offsets = torch.tensor(boundaries, dtype=torch.int32, device=device)
+    product = x.double() @ weight.double().T
+    reference = expand_reference(middle, lora_b, batch, offsets, product)
+    for row, owner in enumerate(owners.tolist()):  # what shrink does not write
+        middle[row, slices * ranks[owner] :] = torch.nan
+    lora_b[[slot for slot, its_rank in enumerate(ranks) if not its_rank]] = torch.nan
+    outputs = []
+    for programs in (5, 3):
+        output = torch.full((len(owners), width), torch.nan, dtype=dtype, device=device)
+        for launch in linear_launches(x, weight, middle, lora_b, output, batch, offsets, programs):
+            launch()
+        outputs.append(output)
+    close(outputs[0], reference, dtype, "linear", depth, rank)
+    close(outputs[0] - product, reference - product, torch.bfloat16, "linear's LoRA", depth, rank)
+    assert torch.equal(*outputs), "linear is not deterministic"
 
 
 def scattered(dtype, device, schedule):

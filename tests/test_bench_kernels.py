@@ -30,6 +30,7 @@ def load(name: str) -> ModuleType:
 
 
 bench_kernels = load("bench_kernels")
+bench_layers = load("bench_layers")
 bench_model = load("bench_model")
 check_compiles = load("check_compiles")
 contest = load("contest")
@@ -38,7 +39,9 @@ decoder = load("decoder")
 kernel_rows = load("kernel_rows")
 
 
-@pytest.mark.parametrize("script", [bench_kernels.parse, bench_model.parse, check_compiles.main])
+@pytest.mark.parametrize(
+    "script", [bench_kernels.parse, bench_layers.parse, bench_model.parse, check_compiles.main]
+)
 def test_help_says_what_it_is(script, capsys):
     with pytest.raises(SystemExit) as stopped:
         script(["--help"])
@@ -50,6 +53,8 @@ def test_help_says_what_it_is(script, capsys):
     ("script", "words"),
     [
         (bench_kernels.parse, ["--only", "no such row"]),
+        (bench_layers.parse, ["--only", "no such layer"]),
+        (bench_layers.parse, ["--rounds", "0"]),
         (bench_model.parse, ["--only", "no such step"]),
         (bench_model.parse, ["--rounds", "0"]),
         (check_compiles.main, ["--arch", "75"]),
@@ -61,6 +66,18 @@ def test_what_makes_no_sense_is_refused(script, words, capsys):
         script(words)
     assert stopped.value.code == 2
     assert words[0] in capsys.readouterr().err
+
+
+def test_rows_of_layers_are_of_all_four_of_a_model():
+    rows = list(bench_layers.all_rows())
+    assert len({str(row) for row in rows}) == len(rows)
+    small = {
+        (row.shrink.K, row.expand.K, row.shrink.S) for row in rows if row.model == "Qwen3-0.6B"
+    }
+    assert small == {(1024, 4096, 3), (2048, 1024, 1), (1024, 6144, 2), (3072, 1024, 1)}
+    assert all(row.shrink.S == row.expand.S for row in rows)
+    _, named = bench_layers.parse(["--only", "8B*4096 -> 24576"])
+    assert {row.expand.slice_offsets for row in named} == {(0, 12_288, 24_576)}
 
 
 def test_rows_hold_the_baseline_s_and_have_names_of_their_own():
@@ -155,11 +172,13 @@ def test_a_decoder_gives_each_projection_s_input_and_output_to_lora(monkeypatch)
     model = decoder.Decoder(shape, layers=2, rank=8, slots=3)
     seen = []
 
-    def lora(x, projection, output):
+    def lora(x, projection):
         assert x.is_contiguous()
+        output = x @ projection.weight.T
         seen.append((projection.slices, x.shape, output.shape))
         assert projection.a.shape == (3, projection.slices * 8, x.shape[1])
         assert projection.b.shape == (3, output.shape[1], 8)
+        return output
 
     one_layer = [
         (3, (12, 32), (12, 128)),

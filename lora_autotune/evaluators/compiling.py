@@ -49,19 +49,22 @@ class Compiled:
     failure: Failure | None = None
 
 
-class _TargetOnly:
+class TargetOnly:
     """A Triton driver that knows what to compile for, and can do nothing else."""
 
     def __init__(self, capability: int) -> None:
         self._target = GPUTarget("cuda", capability, 32)
 
     def get_current_target(self) -> GPUTarget:
+        """What Triton compiles for."""
         return self._target
 
     def get_current_device(self) -> int:
+        """The only one."""
         return 0
 
     def get_current_stream(self, _device: int = 0) -> int:
+        """The default one."""
         return 0
 
 
@@ -94,7 +97,7 @@ def set_up(gpu: Gpu, cache_dir: str) -> None:
     Path(cache_dir).mkdir(parents=True, exist_ok=True)
     tempfile.tempdir = cache_dir  # what a compile leaves that is killed goes when the cache goes
     sys.meta_path.insert(0, _NoTorch())
-    triton.runtime.driver.set_active(_TargetOnly(gpu.capability))
+    triton.runtime.driver.set_active(TargetOnly(gpu.capability))
 
 
 def warm_up() -> None:

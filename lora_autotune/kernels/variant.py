@@ -31,7 +31,7 @@ class Variant:
 
         Args:
             grid: programs along each axis of the launch grid: three of them, where a kind is given.
-            args: the positional arguments, a tensor first.
+            args: the positional arguments, a tensor first, or one that is described by its tiles.
             kind: what Triton compiles for besides the device, the tensors' dtypes and their
                 alignment: the integers that the kernel is specialised for. None: Triton finds out
                 itself.
@@ -56,12 +56,18 @@ class Variant:
 
 def _key(args: tuple[Any, ...], kind: Hashable) -> Hashable | None:
     """What a binary is known by; None where a tensor is not aligned, or on no GPU."""
-    if not args[0].is_cuda:
+    first = _tensor(args[0])
+    if not first.is_cuda:
         return None
-    key: list[Hashable] = [kind, args[0].device]
+    key: list[Hashable] = [kind, first.device]
     for arg in args:
         if not isinstance(arg, int | float):
-            if arg.data_ptr() % ALIGNED_BYTES:
+            tensor = _tensor(arg)
+            if tensor.data_ptr() % ALIGNED_BYTES:
                 return None
-            key.append(arg.dtype)
+            key.append(tensor.dtype)
     return tuple(key)
+
+
+def _tensor(arg: Any) -> Any:
+    return getattr(arg, "base", arg)
