@@ -4,16 +4,20 @@
 
 Needs SGLang, torch and Triton on the path; the package itself may be installed or run from the
 checkout. SGLang's own forward functions and the hooked ones get the same LoRABatchInfo: decode and
-prefill, eager and CUDA-graph buffers, one adapter and mixed ranks. Each pair is compared with the
-float64 reference, captured in CUDA graphs of many launches, and replayed in turns; the table shows
-the median microseconds a launch, and the host's for one eager call. Weights stay in L2 from launch
-to launch, as tuning does not let them: read ratios, not absolute times. SGLang's kernels get the
-configs that its own lookup finds. Exits with 1 if a result is wrong or ours did not run.
+prefill, eager and CUDA-graph buffers, one adapter and mixed ranks. So do its backend's method for a
+whole layer and the hooked one ("layer"): the layer's own product with shrink and expand beside it,
+all SGLang's, and one product of ours; where ours leaves the layer to SGLang, with our shrink and
+expand, the line ends with why. Each pair is compared with the float64 reference, captured in CUDA
+graphs of many launches, and replayed in turns; the table shows the median microseconds a launch,
+and the host's for one eager call. Weights stay in L2 from launch to launch, as tuning does not let
+them: read ratios, not absolute times. SGLang's kernels get the configs that its own lookup finds.
+Exits with 1 if a result is wrong or ours did not run.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import itertools
 import logging
 import math
@@ -22,9 +26,11 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -33,8 +39,11 @@ import torch
 import triton
 
 from lora_autotune.kernels.batch import Batch, make_batch
+from lora_autotune.kernels.linear_forward import linear_gap
 from lora_autotune.kernels.reference import expand_reference, shrink_reference
 from lora_autotune.sglang import activate, forwards
+from lora_autotune.sglang import layers as hooked_layers
+from lora_autotune.sglang.batches import batch_view
 
 LAUNCHES = 20
 TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
@@ -63,6 +72,7 @@ class Case:
         chunk_size: most rows in a segment.
         buffer: segments of a CUDA-graph buffer; None: an eager batch.
         adapters: slots in use.
+        run: consecutive rows of one request, and so of one adapter.
     """
 
     name: str
@@ -72,6 +82,7 @@ class Case:
     chunk_size: int
     buffer: int | None
     adapters: int
+    run: int = 1
 
 
 CASES = (
@@ -84,14 +95,23 @@ CASES = (
     Case("prefill 4096, chunk 128", 4096, 4096, MIXED, 128, None, 8),
 )
 
+LAYER_CASES = (
+    Case("prefill 8 x 512, mixed", 4096, 4096, MIXED, 128, None, 8, run=512),
+    Case("prefill 8192, ragged, mixed", 8192, 8192, MIXED, 128, None, 8, run=700),
+    Case("prefill 30720, one adapter", 30720, 30720, FULL, 128, None, 1),
+)
+"""Whole layers; a tile of consecutive rows should have few adapters, as in a server's prefill."""
+
 
 @dataclass(frozen=True)
 class Server:
-    """SGLang's class of batches and its two hooked functions, and how they are called."""
+    """SGLang's class of batches, its two hooked functions and its module of the backend that calls
+    them, and how they are called."""
 
     info_class: Any
     shrink: Any
     expand: Any
+    backend: Any
     dtype: torch.dtype
     rounds: int
 
@@ -99,7 +119,8 @@ class Server:
 def batch_of(case: Case, info_class: Any) -> tuple[Any, Batch]:
     """SGLang's description of the batch, and ours for the reference."""
     generator = torch.Generator().manual_seed(case.rows)
-    owners = torch.randint(0, case.adapters, (case.real,), generator=generator)
+    requests = torch.randint(0, case.adapters, (-(-case.real // case.run),), generator=generator)
+    owners = requests.repeat_interleave(case.run)[: case.real]
     batch = make_batch(
         owners,
         ranks=case.ranks,
@@ -228,10 +249,132 @@ def compare(
     yield "expand", errors, times_us(calls, server.rounds), [host_us(call) for call in calls]
 
 
+def layer_of(
+    backend: Any,
+    weight: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    boundaries: tuple[int, ...],
+) -> Any:
+    """What the backend asks of a layer, in a class that is called like SGLang's.
+
+    SGLang's own is not made without a server around it.
+
+    Args:
+        backend: which the adapters are given to.
+        weight: (N, K).
+        a: (adapters, S * R, K).
+        b: (adapters, N, R).
+        boundaries: of the slices in the output, S + 1.
+    """
+    offsets_cpu = torch.tensor(boundaries, dtype=torch.int32)
+    offsets = offsets_cpu.cuda()
+
+    def apply_lora(_: Any, base_output: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = backend.run_qkv_lora(
+            x=x,
+            qkv_lora_a=a,
+            qkv_lora_b=b,
+            base_output=base_output,
+            output_offset=offsets,
+            output_offset_cpu=offsets_cpu,
+            max_qkv_out_dim=max(end - start for start, end in itertools.pairwise(boundaries)),
+            n_slices=len(boundaries) - 1,
+        )
+        return found
+
+    named = {"__module__": hooked_layers.LAYERS_MODULE, "apply_lora": apply_lora}
+    layer = type("QKVParallelLinearWithLoRA", (), named)()
+    layer.base_layer = SimpleNamespace(
+        weight=torch.nn.Parameter(weight, requires_grad=False),
+        bias=None,
+        skip_bias_add=False,
+        quant_method=quant_method(),
+    )
+    layer.output_offset, layer.output_offset_cpu = offsets, offsets_cpu
+    return layer
+
+
+@cache
+def quant_method() -> Any:
+    """SGLang's for weights that are not quantized; the same product where it cannot be imported."""
+    home, _, name = hooked_layers.QUANT_METHOD.rpartition(".")
+    try:
+        return getattr(importlib.import_module(home), name)()
+    except Exception as error:  # its module imports what all quantizations need
+        print(f"{name} is a stand-in: {type(error).__name__}: {error}")
+
+    def apply(_: Any, layer: Any, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return torch.nn.functional.linear(x, layer.weight, bias)
+
+    return type(name, (), {"__module__": home, "apply": apply})()
+
+
+@contextmanager
+def unhooked(server: Server) -> Iterator[None]:
+    """Within it the backend calls SGLang's own forward functions."""
+    functions = server.shrink, server.expand
+    for function in functions:
+        setattr(server.backend, function.__name__, function.__wrapped__)
+    try:
+        yield
+    finally:
+        for function in functions:
+            setattr(server.backend, function.__name__, function)
+
+
+def compare_layer(
+    case: Case, width: int, boundaries: tuple[int, ...], server: Server
+) -> tuple[str | None, list[float], list[float], list[float]]:
+    """Of a whole layer: why it is not ours, if so; errors, times and host times as of kernels."""
+    info, batch = batch_of(case, server.info_class)
+    slices, out = len(boundaries) - 1, boundaries[-1]
+    generator = torch.Generator("cuda").manual_seed(width)
+
+    def fresh(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, device="cuda").to(server.dtype)
+
+    x, weight = fresh(case.rows, width), fresh(out, width) / 32
+    a, b = fresh(8, slices * RANK, width) / 32, fresh(8, out, RANK) / 8
+    for slot, rank in enumerate(case.ranks):  # as a server loads an adapter
+        b[slot, :, rank:] = 0
+    backend_class = server.backend.ChunkedSgmvLoRABackend
+    backend = backend_class.__new__(backend_class)
+    backend.batch_info = info
+    layer = layer_of(backend, weight, a, b, boundaries)
+    base = layer.base_layer
+
+    def base_product() -> torch.Tensor:
+        found: torch.Tensor = base.quant_method.apply(base, x, None)
+        return found
+
+    operands = layer, x, base_product, a, b, layer.output_offset, boundaries
+
+    def theirs() -> torch.Tensor:
+        with unhooked(server):
+            found: torch.Tensor = backend_class.forward_with_base.__wrapped__(backend, *operands)
+        return found
+
+    def ours() -> torch.Tensor:
+        found: torch.Tensor = backend.forward_with_base(*operands)
+        return found
+
+    middle = torch.nan_to_num(shrink_reference(x, a, batch, slices), 0.0)
+    product = x.double() @ weight.double().T
+    wanted = expand_reference(middle, b, batch, layer.output_offset, product)
+    del middle, product
+    calls = [theirs, ours]
+    errors = [error(call(), wanted) for call in calls]
+    del wanted
+    gap = linear_gap(x, base.weight, a, b, batch_view(info, case.rows), boundaries)
+    return gap, errors, times_us(calls, server.rounds), [host_us(call) for call in calls]
+
+
 def hooked_server(dtype: torch.dtype, rounds: int) -> Server:
     """SGLang with its plug-ins loaded."""
-    os.environ["LORA_AUTOTUNE_SGLANG"] = "kernels"
+    os.environ["LORA_AUTOTUNE_SGLANG"] = "layers"
     from sglang.kernels.ops.lora.dense import chunked_sgmv_expand, chunked_sgmv_shrink
+    from sglang.srt.lora.backend import chunked_backend
     from sglang.srt.lora.utils import LoRABatchInfo
     from sglang.srt.plugins import load_plugins
     from sglang.srt.plugins.hook_registry import HookRegistry
@@ -245,9 +388,23 @@ def hooked_server(dtype: torch.dtype, rounds: int) -> Server:
         info_class=LoRABatchInfo,
         shrink=chunked_sgmv_shrink.chunked_sgmv_lora_shrink_forward,
         expand=chunked_sgmv_expand.chunked_sgmv_lora_expand_forward,
+        backend=chunked_backend,
         dtype=dtype,
         rounds=rounds,
     )
+
+
+def show(words: str, found: list[list[float]], tolerance: float, gap: str | None = None) -> bool:
+    """Print a line of errors, times and host times; whether an error is too large."""
+    errors, times, hosts = found
+    bad = not max(errors) <= tolerance
+    print(
+        f"{words}{times[0]:12.1f}{times[1]:12.1f}{times[0] / times[1]:11.2f}x"
+        f"{hosts[0]:12.1f}{hosts[1]:12.1f}{max(errors):12.1e}"
+        f"{' WRONG' if bad else ''}{f' (SGLang: {gap})' if gap else ''}",
+        flush=True,
+    )
+    return bad
 
 
 def main() -> int:
@@ -268,21 +425,20 @@ def main() -> int:
     wrong = 0
     for case in CASES:
         for layer, width, boundaries in LAYERS:
-            for kernel, errors, times, hosts in compare(case, width, boundaries, server):
-                bad = not max(errors) <= TOLERANCE[dtype]
-                wrong += bad
-                print(
-                    f"{case.name:28} {layer:13} {kernel:7}{times[0]:12.1f}{times[1]:12.1f}"
-                    f"{times[0] / times[1]:11.2f}x{hosts[0]:12.1f}{hosts[1]:12.1f}"
-                    f"{max(errors):12.1e}{' WRONG' if bad else ''}",
-                    flush=True,
-                )
+            for kernel, *found in compare(case, width, boundaries, server):
+                wrong += show(f"{case.name:28} {layer:13} {kernel:7}", found, TOLERANCE[dtype])
+    for case in LAYER_CASES:
+        for layer, width, boundaries in LAYERS:
+            gap, *found = compare_layer(case, width, boundaries, server)
+            words = f"{case.name:28} {layer:13} {'layer':7}"
+            wrong += show(words, found, TOLERANCE[dtype], gap)
     cases = forwards.decisions()
     left = [case for case, config in cases.items() if config is None]
     for case in left:
         print("left to SGLang:", case)
     print(f"{wrong} wrong; of {len(cases)} cases {len(left)} left to SGLang")
-    return 1 if wrong or left or not cases else 0
+    ran = {kernel for kernel, *_ in cases} == {"shrink", "expand", "layer"}
+    return 1 if wrong or left or not ran else 0
 
 
 if __name__ == "__main__":

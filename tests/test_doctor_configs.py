@@ -105,6 +105,9 @@ def test_which_configs_sglang_launches_which_kernels_with(
     monkeypatch.delenv("LORA_AUTOTUNE_SGLANG")
     theirs = f"kernels: its kernels launch with {tmp_path}/sglang"
     assert served() == f"{theirs}; ours run where they can, with {tmp_path}"
+    monkeypatch.setenv("LORA_AUTOTUNE_SGLANG", "layers")
+    theirs = f"layers: its kernels launch with {tmp_path}/sglang"
+    assert served() == f"{theirs}; ours run where they can, with {tmp_path}"
     assert not any("ones run" in note for note in facts_of(section(), "note"))
 
     monkeypatch.setenv("SGLANG_LORA_CONFIG_DIR", str(tmp_path / "sglang"))

@@ -170,10 +170,11 @@ def _say_in_force(book: Notebook, labels: Collection[str]) -> dict[str, str] | N
     theirs = Path(loader.config_root("sglang"), FOLDER)
     of_theirs = str(theirs.parent) if mode != "off" and theirs.is_dir() else "its own files"
     text = f"SGLang {version}, {MODE_VARIABLE}={mode}: its kernels launch with {of_theirs}"
-    if mode == "kernels":
+    ours_run = mode in ("kernels", "layers")
+    if ours_run:
         text += f"; ours run where they can, with {loader.config_root()}"
     book.ok(text)
-    running = BUILTIN if mode == "kernels" else "sglang"
+    running = BUILTIN if ours_run else "sglang"
     if os.environ.get(ROOT_VARIABLE) and labels and running not in labels and mode != "off":
         book.note(
             f"{ROOT_VARIABLE} has configs tuned on {', '.join(sorted(labels))} kernels,"

@@ -13,6 +13,8 @@ configs ``SGLANG_LORA_CONFIG_DIR``'s files, read by  never
 kernels the same (for what ours don't cover)         where they cover the case, with the configs
                                                      of ``SGLANG_LORA_CONFIG_DIR``; not set: with
                                                      those that ship here for ours
+layers  the same                                     the same, and where it pays a layer's own
+                                                     product and its LoRA are one product
 ======= ============================================ ===========================================
 
 A config belongs to the kernels it was tuned on, and two sets ship: ``configs`` was tuned on ours,
@@ -27,7 +29,7 @@ import logging
 import os
 
 MODE_VARIABLE = "LORA_AUTOTUNE_SGLANG"
-MODES = ("off", "configs", "kernels")
+MODES = ("off", "configs", "kernels", "layers")
 DEFAULT_MODE = "kernels"
 
 _log = logging.getLogger(__name__)
@@ -51,6 +53,6 @@ def activate() -> None:
     try:
         from lora_autotune.sglang.hooks import register
 
-        register(kernels=mode == "kernels")
+        register(kernels=mode in ("kernels", "layers"), layers=mode == "layers")
     except Exception as error:  # whatever another SGLang lacks: the server must start
         _log.warning("LoRA is left to SGLang: %s: %s", type(error).__name__, error)

@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Config = Mapping[str, int]
+Case = tuple[Any, ...]
 
-_decided: dict[Any, Config | None] = {}
-"""Case -> what our kernel launches with; None: SGLang's kernel runs."""
+decided: dict[Case, Config | None] = {}
+"""Case -> what our kernel launches with; None: SGLang's kernel runs.
+
+Layers keep theirs here, too (:mod:`lora_autotune.sglang.layers`)."""
 
 
 def around_shrink(
@@ -35,22 +38,17 @@ def around_shrink(
     split_k: int | None = None,
 ) -> Tensor:
     """In place of ``chunked_sgmv_lora_shrink_forward``."""
-    case: Any = None
+    case: Case | None = None
     try:
-        if not _is_compiling():
-            case = ("shrink", num_slices, split_k, batch_info.max_len, _key(x), _key(weights))
-            if case not in _decided:
-                gap = shrink_gap(x, weights, batch_info, num_slices, split_k)
-                columns, width = weights.shape[-2:]
-                shape = (width, columns // num_slices, num_slices, batch_info.max_len)
-                _decided[case] = _decision("shrink", shape, gap)
-            config = _decided[case]
+        if not is_compiling():
+            case = shrink_case(x, weights, batch_info, num_slices, split_k)
+            config = shrink_config(case, x, weights, batch_info, num_slices, split_k)
             if config is not None:
                 batch = batch_view(batch_info, x.shape[0])
                 made: Tensor = _ours().shrink_forward(x, weights, batch, num_slices, config=config)
                 return made
     except Exception as error:  # whatever is wrong with ours, the server has its own
-        _give_up("shrink", case, error)
+        give_up("shrink", case, error)
     return original(x, weights, batch_info, num_slices, split_k)
 
 
@@ -65,17 +63,18 @@ def around_expand(
     slice_offsets_cpu: Tensor | None = None,
 ) -> Tensor:
     """In place of ``chunked_sgmv_lora_expand_forward``."""
-    case: Any = None
+    case: Case | None = None
     try:
-        if not _is_compiling():
+        if not is_compiling():
             base = None if base_output is None else _output_key(base_output, x)
             slices = slice_offsets.shape[0] - 1
-            case = ("expand", slices, base, batch_info.max_len, _key(x), _key(weights))
-            if case not in _decided:
+            keys = tensor_key(x), tensor_key(weights)
+            case = ("expand", slices, base, batch_info.max_len, *keys)
+            if case not in decided:
                 gap = expand_gap(x, weights, batch_info, slice_offsets, base_output)
                 shape = (*weights.shape[-2:], slices, batch_info.max_len)
-                _decided[case] = _decision("expand", shape, gap)
-            config = _decided[case]
+                decided[case] = _decision("expand", shape, gap)
+            config = decided[case]
             if config is not None:
                 batch = batch_view(batch_info, x.shape[0])
                 output = base_output
@@ -86,25 +85,51 @@ def around_expand(
                 )
                 return made
     except Exception as error:  # nothing was launched yet: the base output is as it was
-        _give_up("expand", case, error)
+        give_up("expand", case, error)
     return original(
         x, weights, batch_info, slice_offsets, max_slice_size, base_output, slice_offsets_cpu
     )
 
 
-def decisions() -> Mapping[Any, Config | None]:
+def shrink_case(
+    x: Tensor, weights: Tensor, batch_info: Any, num_slices: int, split_k: int | None = None
+) -> Case:
+    """All that a decision on shrink may depend on."""
+    keys = tensor_key(x), tensor_key(weights)
+    return ("shrink", num_slices, split_k, batch_info.max_len, *keys)
+
+
+def shrink_config(
+    case: Case,
+    x: Tensor,
+    weights: Tensor,
+    batch_info: Any,
+    num_slices: int,
+    split_k: int | None = None,
+) -> Config | None:
+    """What our shrink launches with, said when it is decided; None: SGLang's runs."""
+    if case not in decided:
+        gap = shrink_gap(x, weights, batch_info, num_slices, split_k)
+        columns, width = weights.shape[-2:]
+        shape = (width, columns // num_slices, num_slices, batch_info.max_len)
+        decided[case] = _decision("shrink", shape, gap)
+    return decided[case]
+
+
+def decisions() -> Mapping[Case, Config | None]:
     """Each case so far, with what our kernel launches with; None: SGLang's runs."""
-    return dict(_decided)
+    return dict(decided)
 
 
 def forget() -> None:
     """Decide every case again, and say so again; for tests and for configs that changed."""
-    _decided.clear()
+    decided.clear()
     say_once.cache_clear()
     warn_once.cache_clear()
 
 
-def _key(tensor: Tensor) -> Any:
+def tensor_key(tensor: Tensor) -> Any:
+    """What of a tensor a decision may depend on: all but the number of its rows."""
     return tensor.dtype, tensor.shape[1:], tensor.device, tensor.is_contiguous()
 
 
@@ -136,9 +161,10 @@ def _decision(kernel: str, shape: tuple[Any, ...], gap: str | None) -> Config | 
     return found.config
 
 
-def _give_up(kernel: str, case: Any, error: Exception) -> None:
+def give_up(kernel: str, case: Case | None, error: Exception) -> None:
+    """Leave a case to SGLang from now on, and say so; None: it was not known yet which it is."""
     if case is not None:
-        _decided[case] = None
+        decided[case] = None
     warn_once(f"LoRA {kernel} goes back to SGLang's kernel: {type(error).__name__}: {error}")
 
 
@@ -149,7 +175,8 @@ def _ours() -> Any:
     return forward
 
 
-def _is_compiling() -> bool:
+def is_compiling() -> bool:
+    """torch.compile is tracing, and what is decided here would be compiled in."""
     import torch
 
     return torch.compiler.is_compiling()

@@ -1,4 +1,4 @@
-"""What of SGLang is hooked: its two config lookups and its two CSGMV forward functions."""
+"""What of SGLang is hooked: two config lookups, two CSGMV forward functions, linear layers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 
 from lora_autotune.errors import LoraAutotuneError
 from lora_autotune.sglang.forwards import around_expand, around_shrink
+from lora_autotune.sglang.layers import around_forward_with_base
 from lora_autotune.sglang.lookups import around_expand_lookup, around_shrink_lookup
+from lora_autotune.sglang.saying import warn_once
 
 _HOME = "sglang.kernels.ops.lora.dense"
 _LOOKUP = ("K", "R", "num_slices", "chunk_size")
@@ -34,14 +36,25 @@ FORWARDS: tuple[Hook, ...] = (
         ),
     ),
 )
+LAYERS: tuple[Hook, ...] = (
+    (
+        "sglang.srt.lora.backend.base_backend.BaseLoRABackend.forward_with_base",
+        around_forward_with_base,
+        (
+            *("self", "layer", "x", "base_fn", "lora_a", "lora_b", "output_offset", "offsets"),
+            *("all_reduce", "kind", "pruned_batch_info"),
+        ),
+    ),
+)
 """Target, what goes around it, and the parameters that the target must have."""
 
 
-def register(*, kernels: bool) -> None:
-    """Hand the hooks to SGLang, all of them or none.
+def register(*, kernels: bool, layers: bool = False) -> None:
+    """Hand the hooks to SGLang, all of them or none; those of layers are left out with a warning.
 
     Args:
         kernels: the forward functions as well as the lookups.
+        layers: the linear layers as well, which an older SGLang does not give to its backend.
 
     Raises:
         LoraAutotuneError: a target takes other parameters than those that its hook knows.
@@ -50,6 +63,18 @@ def register(*, kernels: bool) -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     hooks = LOOKUPS + (FORWARDS if kernels else ())
+    _check(hooks)
+    if layers:
+        try:
+            _check(LAYERS)
+            hooks += LAYERS
+        except Exception as error:  # the rest does not need them
+            warn_once(f"LoRA layers are left to SGLang: {type(error).__name__}: {error}")
+    for target, hook, _ in hooks:
+        HookRegistry.register(target, hook, HookType.AROUND)
+
+
+def _check(hooks: Sequence[Hook]) -> None:
     for target, _, parameters in hooks:
         found = list(inspect.signature(pkgutil.resolve_name(target)).parameters)
         if found != list(parameters):
@@ -57,5 +82,3 @@ def register(*, kernels: bool) -> None:
                 f"{target} takes ({', '.join(found)}), not ({', '.join(parameters)})",
                 hint="this SGLang is not one that this package knows",
             )
-    for target, hook, _ in hooks:
-        HookRegistry.register(target, hook, HookType.AROUND)

@@ -1,0 +1,664 @@
+"""Linear layers with LoRA in the real SGLang, on the CPU: which are ours, and what they make."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+if importlib.util.find_spec("sglang") is None:
+    pytest.skip("SGLang is not installed: .ci/sglang runs these", allow_module_level=True)
+
+import torch
+
+from lora_autotune.kernels.batch import make_batch
+from lora_autotune.sglang import MODE_VARIABLE, activate, forwards, layers
+from tests.loader_cases import said
+from tests.sglang_cases import module, server
+
+pytestmark = pytest.mark.usefixtures("fresh")
+
+K, R, BOUNDARIES, ADAPTERS = 64, 16, (0, 32, 64, 96), 3
+NAME = "LoRA layer K=64 N=96 R=16 S=3"
+LEAST_ROWS = 32
+METHOD = "forward_with_base"
+HOOKED = f"sglang.srt.lora.backend.base_backend.BaseLoRABackend.{METHOD}"
+
+
+@functools.cache
+def kind_named(path: str) -> type:
+    """A class that is called like one of SGLang's, which need not be there."""
+    home, _, name = path.rpartition(".")
+    return type(name, (), {"__module__": home, "__qualname__": name})
+
+
+def named(path: str) -> Any:
+    """An object of it."""
+    return kind_named(path)()
+
+
+class Weight(torch.nn.Parameter):
+    """As a quantization that hides behind the layer's weight has it."""
+
+
+def batch_info(rows: int, **changes: Any) -> Any:
+    batch = make_batch(
+        [row % ADAPTERS for row in range(rows)],
+        ranks=[16, 0, 7],
+        scalings=[0.5, 1.0, 2.0],
+        chunk_size=16,
+    )
+    values = {
+        "use_cuda_graph": False,
+        "bs": rows,
+        "num_segments": batch.num_segs,
+        "seg_indptr": batch.seg_indptr,
+        "weight_indices": batch.weight_indices,
+        "lora_ranks": batch.lora_ranks,
+        "scalings": batch.scalings,
+        "max_len": batch.chunk_size,
+        "seg_lens": None,
+        "permutation": batch.permutation,
+    }
+    return module("sglang.srt.lora.utils").LoRABatchInfo(**{**values, **changes})
+
+
+def arguments(rows: int = 40, **changes: Any) -> dict[str, Any]:
+    """A call of the hook; a change names an argument, or what of the layer or batch it is of."""
+    layer = named(changes.pop("kind_of_layer", f"{layers.LAYERS_MODULE}.{layers.LAYERS[0]}"))
+    layer.base_layer = SimpleNamespace(
+        weight=torch.nn.Parameter(torch.zeros(96, K).half(), requires_grad=False),
+        bias=None,
+        skip_bias_add=False,
+        quant_method=named(layers.QUANT_METHOD),
+    )
+    for name in ("weight", "bias", "skip_bias_add", "quant_method"):
+        if name in changes:
+            setattr(layer.base_layer, name, changes.pop(name))
+    backend = SimpleNamespace(
+        name=changes.pop("backend", "csgmv"), batch_info=batch_info(rows, **changes.pop("info", {}))
+    )
+    usual = {
+        "backend": backend,
+        "layer": layer,
+        "x": torch.zeros(rows, K).half(),
+        "base_fn": None,
+        "lora_a": torch.zeros(ADAPTERS, 3 * R, K).half(),
+        "lora_b": torch.zeros(ADAPTERS, 96, R).half(),
+        "output_offset": torch.tensor(BOUNDARIES, dtype=torch.int32),
+        "offsets": BOUNDARIES,
+    }
+    return {**usual, **changes}
+
+
+class Original:
+    """In the place of SGLang's method: keeps its calls and returns itself."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def __call__(self, *positional: Any, **options: Any) -> Any:
+        self.calls.append((positional, options))
+        return self
+
+
+class Ours:
+    """In the place of our kernel: has a gap, and keeps what it is called with."""
+
+    LEAST_ROWS = LEAST_ROWS
+
+    def __init__(self) -> None:
+        self.gap: str | None = None
+        self.asked: list[tuple[Any, ...]] = []
+        self.made: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def linear_gap(self, *operands: Any) -> str | None:
+        self.asked.append(operands)
+        return self.gap
+
+    def linear_forward(self, *operands: Any, **options: Any) -> Any:
+        self.made.append((operands, options))
+        return self
+
+
+@pytest.fixture
+def ours(monkeypatch: pytest.MonkeyPatch) -> Ours:
+    kernel = Ours()
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(layers, "_ours", lambda: kernel)
+    monkeypatch.setattr(layers, "_least_rows", lambda: LEAST_ROWS)
+    return kernel
+
+
+def call(call: dict[str, Any], original: Any = None) -> Any:
+    """The hook, called as the registry does."""
+    return layers.around_forward_with_base(original or Original(), *call.values())
+
+
+def layer_gap(call: dict[str, Any]) -> str | None:
+    names = ("backend", "layer", "x", "lora_a", "lora_b", "output_offset", "offsets")
+    return layers.layer_gap(layers.LayerCall(*(call[name] for name in names)))
+
+
+# --- what is ours --------------------------------------------------------------------------------
+
+
+def test_a_layer_is_one_product_with_its_adapters_and_that_is_said_once(
+    ours: Ours, caplog: pytest.LogCaptureFixture
+) -> None:
+    for rows in (LEAST_ROWS, 48, 64):
+        given = arguments(rows)
+        assert call(given) is ours
+        operands, options = ours.made[-1]
+        x, weight, lora_a, lora_b, batch, offset = operands
+        assert x is given["x"]
+        assert weight is given["layer"].base_layer.weight
+        assert (lora_a, lora_b, offset) == tuple(
+            given[name] for name in ("lora_a", "lora_b", "output_offset")
+        )
+        assert batch.permutation.shape == (rows,)
+        assert ours.asked[-1][:-1] == (x, weight, lora_a, lora_b, batch)
+        assert ours.asked[-1][-1] == BOUNDARIES
+        ((_, config),) = (item for item in forwards.decisions().items() if item[0][0] == "shrink")
+        assert options == {"shrink_config": config}
+    shrink, layer = said(caplog, "INFO")
+    assert shrink.startswith("LoRA shrink K=64 R=16 S=3 chunk size 16: lora_autotune's kernel with")
+    assert layer == f"{NAME}: one product with the layer's own"
+    assert not [line for line in said(caplog, "WARNING") if "layer" in line]
+
+
+@pytest.mark.parametrize("kind", layers.LAYERS)
+def test_these_layers_can_be_ours(kind: str, ours: Ours) -> None:
+    assert call(arguments(kind_of_layer=f"{layers.LAYERS_MODULE}.{kind}")) is ours
+
+
+def test_a_bias_that_is_left_to_the_caller_is_none(ours: Ours) -> None:
+    assert call(arguments(bias=torch.zeros(96).half(), skip_bias_add=True)) is ours
+
+
+# --- what is not ---------------------------------------------------------------------------------
+
+
+def test_few_rows_are_sglangs_and_nothing_else_is_looked_at(
+    ours: Ours, caplog: pytest.LogCaptureFixture
+) -> None:
+    original = Original()
+    x = torch.zeros(LEAST_ROWS - 1, K).half()
+    for options in ({}, {"all_reduce": None}):
+        given = (None, None, x, None, None, None, None, None)
+        assert layers.around_forward_with_base(original, *given, **options) is original
+        assert original.calls[-1][0] == given
+    assert not ours.asked
+    assert not forwards.decisions()
+    assert not said(caplog, "INFO") + said(caplog, "WARNING")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"all_reduce": torch.neg},
+        {"kind": "lm_head"},
+        {"kind": "embedding"},
+        {"pruned_batch_info": "of some rows"},
+    ],
+)
+def test_another_computation_is_sglangs(
+    options: dict[str, Any], ours: Ours, caplog: pytest.LogCaptureFixture
+) -> None:
+    given, original = tuple(arguments().values()), Original()
+    assert layers.around_forward_with_base(original, *given, **options) is original
+    ((positional, passed),) = original.calls
+    assert all(a is b for a, b in zip(positional, given, strict=True))
+    usual = {"all_reduce": None, "kind": "linear", "pruned_batch_info": None}
+    assert passed == {**usual, **options}
+    assert not ours.asked
+    assert not said(caplog, "INFO") + said(caplog, "WARNING")
+
+
+def test_what_torch_compiles_is_sglangs(ours: Ours, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    original = Original()
+    assert call(arguments(), original) is original
+    assert not ours.asked
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"backend": "triton"}, "backend triton"),
+        (
+            {"kind_of_layer": f"{layers.LAYERS_MODULE}.ParallelLMHeadWithLoRA"},
+            "layer sglang.srt.lora.layers.ParallelLMHeadWithLoRA",
+        ),
+        (
+            {"kind_of_layer": "somebody.RowParallelLinearWithLoRA"},
+            "layer somebody.RowParallelLinearWithLoRA",
+        ),
+        (
+            {"quant_method": named("sglang.srt.layers.quantization.fp8.Fp8LinearMethod")},
+            "quantization sglang.srt.layers.quantization.fp8.Fp8LinearMethod",
+        ),
+        ({"quant_method": None}, "quantization builtins.NoneType"),
+        (
+            {"weight": Weight(torch.zeros(96, K).half(), requires_grad=False)},
+            "test_sglang_layers.Weight",
+        ),
+        ({"bias": torch.zeros(96).half()}, "a bias is added"),
+        ({"offsets": (0, 96)}, "48 columns for 1 slices of rank 16"),
+        ({"offsets": (0,)}, "48 columns for 0 slices of rank 16"),
+        ({"output_offset": torch.zeros(4)}, "slice offsets are torch.float32 on cpu"),
+        (
+            {"output_offset": torch.zeros(4, dtype=torch.int32, device="meta")},
+            "slice offsets are torch.int32 on meta",
+        ),
+        ({"output_offset": torch.zeros(3, dtype=torch.int32)}, "not one more than slices"),
+        ({"output_offset": torch.zeros(8, dtype=torch.int64)[::2]}, "are not contiguous"),
+        ({"x": torch.zeros(40, K)}, "dtype torch.float32"),
+        ({"x": torch.zeros(K, 40).half().T}, "a matrix is not contiguous"),
+        ({"lora_a": torch.zeros(ADAPTERS, 48, K).bfloat16()}, "weights are torch.bfloat16"),
+        ({"lora_a": torch.zeros(ADAPTERS, 48, 32).half()}, "3 slices differ"),
+        (
+            {
+                "lora_a": torch.zeros(ADAPTERS, 3 * 513, K).half(),
+                "lora_b": torch.zeros(ADAPTERS, 96, 513).half(),
+            },
+            "rank 513",
+        ),
+        ({"lora_b": torch.zeros(4, 96, R).half()}, "3 ranks for 4 adapters"),
+        ({"info": {"max_len": 24}}, "chunk size 24"),
+        ({"info": {"permutation": None}}, "no permutation"),
+        ({"info": {"num_segments": torch.tensor(6)}}, "number of segments"),
+        ({"info": {"scalings": torch.ones(3).half()}}, "scalings is torch.float16"),
+    ],
+)
+def test_what_is_not_covered_is_sglangs_decided_and_said_once(
+    changes: dict[str, Any],
+    why: str,
+    ours: Ours,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = arguments(**changes)
+    gap = layer_gap(given)
+    assert gap is not None
+    assert why in gap
+    decided: list[Any] = []
+    decide = layers.layer_gap
+    monkeypatch.setattr(layers, "layer_gap", lambda c: decided.append(c) or decide(c))
+    original = Original()
+    for _ in range(3):
+        assert call(given, original) is original
+    assert len(original.calls) == 3
+    assert len(decided) == 1
+    assert not ours.asked
+    (line,) = said(caplog, "INFO")
+    assert line.startswith("LoRA layer K=")
+    assert line.endswith(f": SGLang's ({gap})")
+    assert not said(caplog, "WARNING")
+
+
+def test_a_layer_without_a_weight_is_sglangs(ours: Ours, caplog: pytest.LogCaptureFixture) -> None:
+    given = arguments(quant_method=named("somebody.Packed"))
+    del given["layer"].base_layer.weight
+    original = Original()
+    assert call(given, original) is original
+    assert said(caplog, "INFO") == [f"{NAME}: SGLang's (quantization somebody.Packed)"]
+    assert not said(caplog, "WARNING")
+
+
+@pytest.mark.parametrize(
+    ("variable", "why"),
+    [
+        ("SGLANG_ENABLE_DETERMINISTIC_INFERENCE", "deterministic inference is asked for"),
+        ("SGLANG_ENABLE_LORA_CSGMV_SPLIT_K", "split-K is asked for"),
+    ],
+)
+def test_what_the_environment_asks_for_is_sglangs(
+    variable: str, why: str, ours: Ours, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "1")
+    assert layer_gap(arguments()) == why
+    original = Original()
+    assert call(arguments(), original) is original
+    assert not ours.asked
+
+
+def test_without_a_gpu_and_the_interpreter_it_is_sglangs(
+    ours: Ours, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET")
+    assert layer_gap(arguments()) == "tensors are on cpu"
+
+
+def test_what_the_rows_decide_is_asked_at_each_call_and_said_once(
+    ours: Ours, caplog: pytest.LogCaptureFixture
+) -> None:
+    original = Original()
+    for rows in (40, 48, 56):
+        ours.gap = f"{rows / 100} tiles a multiprocessor"
+        assert call(arguments(rows), original) is original
+    ours.gap = None
+    assert call(arguments(64), original) is ours
+    assert len(ours.asked) == 4
+    assert len(original.calls) == 3
+    assert [line for line in said(caplog, "INFO") if "layer" in line.split(":")[0]] == [
+        f"{NAME}: SGLang's with 40 rows (0.4 tiles a multiprocessor)",
+        f"{NAME}: one product with the layer's own",
+    ]
+
+
+def test_where_shrink_was_given_up_the_layer_is_sglangs(
+    ours: Ours, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = arguments()
+    info = given["backend"].batch_info
+    shrink = forwards.shrink_case(given["x"], given["lora_a"], info, 3)
+    forwards.give_up("shrink", shrink, ValueError("a bug of ours"))
+    original = Original()
+    assert call(given, original) is original
+    assert said(caplog, "INFO") == [f"{NAME}: SGLang's (shrink is SGLang's)"]
+
+
+@pytest.mark.parametrize(
+    "where", ["layer_gap", "shrink_config", "batch_view", "linear_gap", "linear_forward"]
+)
+def test_whatever_fails_the_original_runs_from_then_on_after_one_warning(
+    where: str,
+    ours: Ours,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failed: list[Any] = []
+
+    def fail(*operands: Any, **_: Any) -> None:
+        failed.append(operands)
+        raise ValueError("a bug of ours")
+
+    monkeypatch.setattr(ours if where.startswith("linear") else layers, where, fail)
+    original = Original()
+    for _ in range(3):
+        assert call(arguments(), original) is original
+    assert len(failed) == 1
+    (warning,) = (line for line in said(caplog, "WARNING") if "goes back" in line)
+    assert warning == "LoRA layer goes back to SGLang's kernel: ValueError: a bug of ours"
+    assert call(arguments(kind_of_layer=f"{layers.LAYERS_MODULE}.{layers.LAYERS[1]}"))
+
+
+def test_what_is_no_call_at_all_is_for_the_original_to_refuse(ours: Ours) -> None:
+    original = Original()
+    assert layers.around_forward_with_base(original, *[None] * 8) is original
+    given = (None, None, torch.zeros(40, K), None, None, None, None, None)
+    assert layers.around_forward_with_base(original, *given) is original
+
+
+def test_a_kernel_that_cannot_be_imported_is_tried_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[None] = []
+
+    def fail() -> None:
+        tried.append(None)
+        raise ImportError("no tensor descriptors")
+
+    monkeypatch.setattr(layers, "_ours", fail)
+    layers._least_rows.cache_clear()
+    original = Original()
+    try:
+        for _ in range(3):
+            assert call(arguments(), original) is original
+        assert layers._least_rows() == math.inf
+    finally:
+        layers._least_rows.cache_clear()
+    assert len(tried) == 1
+    assert said(caplog, "WARNING") == [
+        "LoRA layers are left to SGLang: ImportError: no tensor descriptors"
+    ]
+
+
+def test_the_kernel_is_there() -> None:
+    from lora_autotune.kernels.linear_launch import LEAST_ROWS as LEAST
+
+    layers._least_rows.cache_clear()
+    assert layers._least_rows() == LEAST
+
+
+# --- the mode ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The targets that are handed to SGLang, which does nothing with them."""
+    targets: list[str] = []
+    registry = module("sglang.srt.plugins.hook_registry").HookRegistry
+    monkeypatch.setattr(registry, "register", lambda target, *rest: targets.append(target))
+    return targets
+
+
+@pytest.mark.parametrize(
+    ("mode", "count"), [("layers", 5), ("kernels", 4), ("", 4), ("configs", 2), ("off", 0)]
+)
+def test_layers_are_hooked_in_their_mode_only(
+    mode: str,
+    count: int,
+    registered: list[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(MODE_VARIABLE, mode)
+    activate()
+    assert len(registered) == count
+    assert (HOOKED in registered) == (mode == "layers")
+    assert not said(caplog, "WARNING")
+
+
+def test_an_sglang_without_the_method_gets_the_other_hooks(
+    registered: list[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = module("sglang.srt.lora.backend.base_backend").BaseLoRABackend
+    monkeypatch.setenv(MODE_VARIABLE, "layers")
+    with monkeypatch.context() as patch:
+        patch.delattr(backend, METHOD)
+        activate()
+        activate()
+    assert len(registered) == 8
+    assert HOOKED not in registered
+    (warning,) = said(caplog, "WARNING")
+    assert warning.startswith("LoRA layers are left to SGLang: AttributeError: ")
+
+
+def test_an_sglang_with_another_method_gets_the_other_hooks(
+    registered: list[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = module("sglang.srt.lora.backend.base_backend").BaseLoRABackend
+    monkeypatch.setenv(MODE_VARIABLE, "layers")
+    monkeypatch.setattr(backend, METHOD, lambda layer, x, base_fn: base_fn())
+    activate()
+    assert len(registered) == 4
+    (warning,) = said(caplog, "WARNING")
+    assert f"{HOOKED} takes (layer, x, base_fn), not (self, layer, x, base_fn, " in warning
+
+
+def test_an_sglang_whose_forward_functions_differ_is_left_alone(
+    registered: list[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expand = module("sglang.kernels.ops.lora.dense.chunked_sgmv_expand")
+    monkeypatch.setenv(MODE_VARIABLE, "layers")
+    monkeypatch.setattr(expand, "chunked_sgmv_lora_expand_forward", lambda x: x)
+    activate()
+    assert registered == []
+    (warning,) = said(caplog, "WARNING")
+    assert warning.startswith("LoRA is left to SGLang: ")
+
+
+# --- SGLang's own layers -------------------------------------------------------------------------
+
+# What SGLang's module of layers imports besides needs packages that serving needs; their classes
+# are only asked about by isinstance. Of a server's GPU, layers pin memory.
+LAYERS_THEMSELVES = """
+from importlib.util import find_spec
+from unittest.mock import MagicMock
+home = "sglang.srt.layers"
+package = types.ModuleType(f"{home}.quantization")
+package.__path__ = [f"{folder}/quantization" for folder in sys.modules[home].__path__]
+sys.modules[package.__name__] = package
+for name in ("linear", "vocab_parallel_embedding", "moe", "moe.topk", "moe.utils",
+             "moe.fused_moe_triton", "moe.fused_moe_triton.layer", "moe.moe_runner",
+             "moe.moe_runner.triton"):
+    sys.modules[f"{home}.{name}"] = MagicMock()
+from sglang.srt.lora import layers
+from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
+from lora_autotune.kernels.batch import make_batch
+
+made_tensor = torch.tensor
+torch.tensor = lambda *a, pin_memory=False, **k: made_tensor(*a, **k)
+torch.Tensor.pin_memory = lambda self: self
+
+class Base(torch.nn.Module):
+    def __init__(self, weight, sizes):
+        super().__init__()
+        self.weight = torch.nn.Parameter(weight, requires_grad=False)
+        self.bias, self.skip_bias_add, self.gather_output = None, False, False
+        self.quant_method = UnquantizedLinearMethod()
+        self.output_partition_sizes, self.output_size = sizes, sum(sizes)
+        self.q_proj_shard_size, self.kv_proj_shard_size = sizes[0], sizes[-1]
+
+def layer_of(name, backend, weight, sizes, first_output_dim=0):
+    layer = getattr(layers, name)(Base(weight, sizes), backend)
+    if first_output_dim:
+        layer.first_output_dim = first_output_dim
+    return layer
+
+backend_class = backend.ChunkedSgmvLoRABackend
+
+def backend_of(batch, graph=False):
+    one = backend_class.__new__(backend_class)
+    one.batch_info = LoRABatchInfo(
+        use_cuda_graph=graph, bs=len(batch.permutation), num_segments=batch.num_segs,
+        seg_indptr=batch.seg_indptr, weight_indices=batch.weight_indices,
+        lora_ranks=batch.lora_ranks, scalings=batch.scalings, max_len=batch.chunk_size,
+        seg_lens=None, permutation=batch.permutation,
+    )
+    return one
+
+CASES = (
+    ("ColumnParallelLinearWithLoRA", [40], 0),
+    ("MergedColumnParallelLinearWithLoRA", [256, 256], 0),
+    ("MergedColumnParallelLinearWithLoRA", [256, 256, 40], 0),
+    ("InklingQKVRLinearWithLoRA", [256, 256, 256, 40], 0),
+    ("QKVParallelLinearWithLoRA", [256, 256, 256], 0),
+    ("RowParallelLinearWithLoRA", [264], 0),
+    ("ReplicatedLinearWithLoRA", [264], 0),
+    ("ReplicatedLinearWithLoRA", [256, 40], 256),
+)
+"""
+
+WHAT_APPLY_LORA_IS = """
+calls = []
+def recorded(name):
+    def forward(**operands):
+        calls.append((name, operands))
+        return operands.get("base_output", operands["x"])
+    return forward
+backend.chunked_sgmv_lora_shrink_forward = recorded("shrink")
+backend.chunked_sgmv_lora_expand_forward = recorded("expand")
+
+seen = []
+def watched(self, layer, x, base_fn, lora_a, lora_b, output_offset, offsets, **options):
+    calls.clear()
+    base, x = torch.zeros(5, lora_b.shape[1]), torch.zeros(5, lora_a.shape[2])
+    layer.apply_lora(base, x)
+    (first, a), (second, b) = calls
+    assert (first, second) == ("shrink", "expand")
+    assert a["x"] is x and a["weights"] is lora_a and a["num_slices"] == len(offsets) - 1
+    assert a["batch_info"] is b["batch_info"] is self.batch_info
+    assert b["weights"] is lora_b and b["slice_offsets"] is output_offset
+    assert b["base_output"] is base
+    assert output_offset.tolist() == list(offsets)
+    assert offsets[-1] == lora_b.shape[1]
+    assert len(offsets) - 1 == lora_a.shape[1] // lora_b.shape[2]
+    assert set(options) <= {"all_reduce"} and not any(options.values())
+    seen.append(type(layer).__name__)
+    return base
+backend_class.forward_with_base = watched
+layers.get_group_rank_size = lambda _: (0, 1)
+layers.get_parallel = layers.should_skip_mlp_all_reduce = MagicMock()
+
+one = backend_of(make_batch([0] * 5, ranks=[16], scalings=[1.0], chunk_size=16))
+for name, sizes, first in CASES:
+    layer = layer_of(name, one, torch.zeros(sum(sizes), 32), sizes, first)
+    base = layer.base_layer
+    base.tp_group, base.reduce_results, base.input_is_parallel = None, True, True
+    base.use_dp_attention_reduce = False
+    layer.set_lora_info(torch.zeros(1, len(sizes) * 16, 32), torch.zeros(1, sum(sizes), 16))
+    layer(torch.zeros(5, 32))
+print(*dict.fromkeys(seen))
+print(*(name for name, one in vars(layers).items() if isinstance(one, type)
+        and "apply_lora" in dir(one)))
+"""
+
+
+def test_apply_lora_of_these_layers_is_what_the_backend_is_given() -> None:
+    code = LAYERS_THEMSELVES + WHAT_APPLY_LORA_IS
+    output, _ = server(code, **{MODE_VARIABLE: "off"})
+    seen, all_of_them = (line.split() for line in output.splitlines())
+    assert sorted(seen) == sorted(layers.LAYERS)
+    others = {"VocabParallelEmbeddingWithLoRA", "ParallelLMHeadWithLoRA"}
+    assert set(all_of_them) - set(seen) == others
+
+
+IN_THE_INTERPRETER = """
+torch.cuda.get_device_name = lambda *_: "NVIDIA H200"
+import lora_autotune.kernels.linear_forward as ours
+from lora_autotune.kernels.reference import expand_reference, shrink_reference
+from lora_autotune.sglang import layers as hooks
+real, launched = ours.linear_forward, []
+ours.linear_gap = lambda *_: None
+ours.linear_forward = lambda *a, **k: launched.append(None) or real(*a, **k)
+hooks._least_rows = lambda: 8
+hooked = backend_class.forward_with_base
+assert hasattr(hooked, "__wrapped__")
+
+def error(output, reference):
+    return float((output.double() - reference).norm() / reference.norm())
+
+def fresh(*shape):
+    return torch.randn(shape, generator=generator).half()
+
+for number, (name, sizes, first) in enumerate(CASES):
+    generator, rows, width, R = torch.Generator().manual_seed(number), 150, 72, 16
+    ranks, S = [16, 0, 8, 7], len(sizes)
+    batch = make_batch(
+        torch.randint(0, 4, (rows,), generator=generator), ranks=ranks, chunk_size=32,
+        scalings=[0.5, 1.0, 2.0, 1.5], grid_segments=20 if number % 2 else None,
+    )
+    one = backend_of(batch, graph=bool(number % 2))
+    layer = layer_of(name, one, fresh(sum(sizes), width), sizes, first)
+    layer.set_lora_info(fresh(4, S * R, width), fresh(4, sum(sizes), R))
+    offset = layer._output_offset if "Replicated" in name else layer.output_offset
+    x = fresh(rows, width)
+    base = lambda: layer.base_layer.quant_method.apply(layer.base_layer, x, None)
+    given = (one, layer, x, base, layer.lora_a, layer.lora_b, offset, layer.lora_offsets)
+    launched.clear()
+    output = hooked(*given)
+    assert launched == [None], name
+    theirs = hooked.__wrapped__(*given)
+    middle = torch.nan_to_num(shrink_reference(x, layer.lora_a, batch, S), 0.0)
+    product = x.double() @ layer.base_layer.weight.double().T
+    reference = expand_reference(middle, layer.lora_b, batch, offset, product)
+    assert output.dtype == theirs.dtype and output.shape == theirs.shape
+    assert error(output, reference) < 2e-3, (name, error(output, reference))
+    assert error(output, theirs.double()) < 2e-3, (name, error(output, theirs.double()))
+    print(name)
+"""
+
+
+def test_hooked_on_its_own_layers_our_kernel_computes_the_reference() -> None:
+    code = LAYERS_THEMSELVES + IN_THE_INTERPRETER
+    output, log = server(code, TRITON_INTERPRET="1", **{MODE_VARIABLE: "layers"})
+    assert set(output.split()) == set(layers.LAYERS)
+    assert "goes back" not in log
+    assert "LoRA layer K=72 N=768 R=16 S=3: one product with the layer's own" in log
