@@ -14,7 +14,7 @@ from lora_autotune.kernels.launch import Launch
 from lora_autotune.kernels.linear import linear_kernel
 from lora_autotune.kernels.schedule import cdiv
 from lora_autotune.kernels.tile_terms import row_adapters_kernel, tile_terms_kernel
-from lora_autotune.kernels.variant import Variant
+from lora_autotune.kernels.variant import ALIGNED_BYTES, Variant
 
 BLOCK_M, BLOCK_N, BLOCK_K = 128, 256, 64
 """Of the layer's product: two warp groups with 64 x 256 each, and lines of 128 bytes."""
@@ -57,8 +57,9 @@ def linear_launches(
     slots, width, rank = lora_b.shape
     slices = slice_offsets.shape[0] - 1
     tiles = cdiv(rows, BLOCK_M)
-    zeros = torch.zeros(rows + 2, dtype=torch.int32, device=x.device)
-    counts, row_adapters = zeros[:2], zeros[2:]
+    behind = cdiv(rows, ALIGNED_BYTES // 4) * (ALIGNED_BYTES // 4)
+    zeros = torch.zeros(behind + 2, dtype=torch.int32, device=x.device)
+    row_adapters, counts = zeros[:rows], zeros[behind:]
     yield Launch(
         variant=_row_adapters(batch.chunk_size),
         grid=(cdiv(batch.sizes.grid_segments, ROWS_AT_ONCE // batch.chunk_size), 1, 1),
