@@ -110,47 +110,62 @@ def main(device, dtype_name):
             fetches(dtype, parts, width)
     inner_runs(device)
     if device == "cpu" or torch.cuda.get_device_capability() == (9, 0):
-        linear(dtype, device, 200, 24, [24, 8, 0, 16, 20], [0, 256, 512, 600])
-        linear(dtype, device, 64, 72, [72, 64, 0, 7, 72], [0, 328])
-        linear(dtype, device, 72, 64, [64] * 5, [0, 512, 768])
+        linear(dtype, device, 391, 200, 24, [24, 8, 0, 16, 20], [0, 256, 512, 600])
+        linear(dtype, device, 391, 64, 72, [72, 64, 0, 7, 72], [0, 328])
+        linear(dtype, device, 70, 72, 64, [64] * 5, [0, 512, 768], chunk_size=128)
+        linear(dtype, device, 2469, 8, 8, [8, 3, 0, 8, 1] * 4, [0, 264])
 
 
-def linear(dtype, device, depth, rank, ranks, boundaries):
+def linear(dtype, device, rows, depth, rank, ranks, boundaries, chunk_size=16):
     """A layer's product and its LoRA in one: tiles of one adapter, of none, of several."""
-    generator = torch.Generator().manual_seed(depth)
-    owners = torch.randint(0, len(ranks), (391,), generator=generator)
-    owners[:140], owners[256:384] = 1, 2
+    generator = torch.Generator().manual_seed(rows + depth)
+    owners = torch.randint(0, len(ranks), (rows,), generator=generator)
+    owners[: rows // 3], owners[2 * rows // 3 : rows - 9] = 1, 2
     batch = make_batch(
         owners,
         ranks=ranks,
-        scalings=[0.5, 2.0, 1.0, 0.7, 1.3],
-        chunk_size=16,
-        grid_segments=60,
+        scalings=[0.5 + slot / 8 for slot in range(len(ranks))],
+        chunk_size=chunk_size,
+        grid_segments=rows // chunk_size + 30,
         device=device,
     )
-    batch.weight_indices[batch.num_segs :] = 2**30  # is not read
     slices, width = len(boundaries) - 1, boundaries[-1]
 
     def fresh(*shape):
         return torch.randn(shape, generator=generator).to(dtype).to(device)
 
-    x, weight = fresh(len(owners), depth), fresh(width, depth) / 8
-    middle, lora_b = fresh(len(owners), slices * rank), fresh(len(ranks), width, rank) / 4
+    x, weight = fresh(rows, depth), fresh(width, depth) / 8
+    middle, lora_b = fresh(rows, slices * rank), fresh(len(ranks), width, rank) / 4
     offsets = torch.tensor(boundaries, dtype=torch.int32, device=device)
     product = x.double() @ weight.double().T
     reference = expand_reference(middle, lora_b, batch, offsets, product)
     for row, owner in enumerate(owners.tolist()):  # what shrink does not write
         middle[row, slices * ranks[owner] :] = torch.nan
-    lora_b[[slot for slot, its_rank in enumerate(ranks) if not its_rank]] = torch.nan
-    outputs = []
-    for programs in (5, 3):
-        output = torch.full((len(owners), width), torch.nan, dtype=dtype, device=device)
-        for launch in linear_launches(x, weight, middle, lora_b, output, batch, offsets, programs):
+    for slot, its_rank in enumerate(ranks):
+        lora_b[slot, :, its_rank:] = torch.nan  # what an adapter leaves behind
+    buffer = batch.weight_indices.clone()
+    captured = replace(batch, weight_indices=buffer, num_segs=len(buffer))  # a graph's, whole
+    batch.weight_indices[batch.num_segs :] = 2**30  # is not read
+
+    def made(programs, segments=batch):
+        output = torch.full((rows, width), torch.nan, dtype=dtype, device=device)
+        for launch in linear_launches(
+            x, weight, middle, lora_b, output, segments, offsets, programs
+        ):
             launch()
-        outputs.append(output)
-    close(outputs[0], reference, dtype, "linear", depth, rank)
-    close(outputs[0] - product, reference - product, torch.bfloat16, "linear's LoRA", depth, rank)
-    assert torch.equal(*outputs), "linear is not deterministic"
+        return output
+
+    output = made(5)
+    close(output, reference, dtype, "linear", rows, depth, rank)
+    close(output - product, reference - product, torch.bfloat16, "linear's LoRA", rows, rank)
+    assert torch.equal(output, made(3)), "linear is not deterministic"
+    assert torch.equal(output, made(5, captured)), "linear of a graph's buffer differs"
+    nobody = replace(batch, num_segs=0)
+    close(made(5, nobody), product, dtype, "linear without LoRA", rows, depth)
+    lora_b[4, width // 2, 0] = torch.inf  # is of nobody else's concern
+    broken = owners == 4
+    assert torch.equal(made(5)[~broken], output[~broken]), "an adapter reaches others' rows"
+    assert made(5)[broken].isnan().all(), "a broken adapter looks sound"
 
 
 def scattered(dtype, device, schedule):

@@ -385,7 +385,9 @@ def test_whatever_fails_the_original_runs_from_then_on_after_one_warning(
     assert len(failed) == 1
     (warning,) = (line for line in said(caplog, "WARNING") if "goes back" in line)
     assert warning == "LoRA layer goes back to SGLang's kernel: ValueError: a bug of ours"
-    assert call(arguments(kind_of_layer=f"{layers.LAYERS_MODULE}.{layers.LAYERS[1]}"))
+    another = arguments(kind_of_layer=f"{layers.LAYERS_MODULE}.{layers.LAYERS[1]}")
+    assert call(another, original) is original
+    assert len(failed) == 2  # given up is the one case
 
 
 def test_what_is_no_call_at_all_is_for_the_original_to_refuse(ours: Ours) -> None:

@@ -86,8 +86,9 @@ def linear_kernel(
     Shapes, as tensor descriptors: x (s, K), weight (N, K), terms (slots * s, S * R), lora_b (slots
     * N, R), output (s, N) in tiles of half the columns; rows s, width N, depth K; the launch grid
     is (programs). tile_adapters, tile_order and counts: see
-    :mod:`lora_autotune.kernels.tile_terms`. Slices begin at multiples of BLOCK_N. Of lora_b all R
-    columns are read, and multiplied by 0 from an adapter's rank on: they must be finite.
+    :mod:`lora_autotune.kernels.tile_terms`. Slices begin at multiples of BLOCK_N. All R columns of
+    lora_b are multiplied by all rows of a tile: it is what
+    :mod:`lora_autotune.kernels.clean_weights` makes of it.
 
     Tiles with one adapter at most, nearly all of them, are as deep as each other: that lets the
     compiler load the next tile while one is stored (``flatten``). Those with more come after them.

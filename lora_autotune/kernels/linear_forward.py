@@ -30,6 +30,9 @@ LEAST_TILES, BUSY = 1.5, 0.85
 """Least tiles for each multiprocessor, which makes one at a time, and the least part of the time in
 which it has one."""
 
+MOST_MEMORY = 2
+"""Most memory that is needed for a while, in that of the output: no server counts on it."""
+
 KEPT_ANSWERS = 4096
 
 
@@ -52,7 +55,7 @@ def linear_forward(
         x: (s, K).
         weight: (N, K).
         lora_a: (adapters, S * R, K), an adapter of rank r packed in S * r rows.
-        lora_b: (adapters, N, R), finite from an adapter's rank on as well.
+        lora_b: (adapters, N, R). Where an adapter's is not finite, all of its rows are NaN.
         batch: the rows' segments.
         slice_offsets: int32 or int64 (S + 1,), on the device.
         shrink_config: None: what the loader finds for this GPU and shape.
@@ -118,7 +121,7 @@ def _gap(
     (rows, depth), (width, other_depth) = shapes[:2]
     (slots, columns, a_depth), (b_slots, b_width, rank) = shapes[2:]
     slices = len(boundaries) - 1
-    if dtype not in (torch.float16, torch.bfloat16):
+    if dtype != torch.bfloat16:  # what is scaled before it is rounded may not fit a float16
         return f"dtype {dtype}"
     if capability(device) != CAPABILITY:
         return f"compute capability {capability(device) / 10}, not {CAPABILITY / 10}"
@@ -130,12 +133,19 @@ def _gap(
         or batch_rows != rows
     ):
         return f"shapes {[tuple(shape) for shape in shapes]} and {slices} slices differ"
-    if boundaries[0] != 0 or not width == b_width == boundaries[-1]:
+    ends = 0, width
+    if (
+        (boundaries[0], boundaries[-1]) != ends
+        or b_width != width
+        or sorted(boundaries) != [*boundaries]
+    ):
         return f"{width} columns, of which slices are {boundaries}"
     if any(length % ALIGNED for length in (depth, width, rank)):
         return f"K={depth}, N={width} or R={rank} is no multiple of {ALIGNED}"
     if any(start % BLOCK_N for start in boundaries[:-1]):
         return f"slices {boundaries} do not begin at multiples of {BLOCK_N}"
+    if slots * rank * (slices * rows + width) > MOST_MEMORY * rows * width:
+        return f"{slots} adapters of {slices} x {rank} columns want too much memory"
     tiles = cdiv(rows, BLOCK_M) * cdiv(width, BLOCK_N) / _multiprocessors(device)
     if tiles < max(LEAST_TILES, BUSY * math.ceil(tiles)):
         return f"{tiles:.1f} tiles a multiprocessor"

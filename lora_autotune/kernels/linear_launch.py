@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from functools import cache
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from lora_autotune.kernels.batch import Batch
+from lora_autotune.kernels.clean_weights import clean_weights_kernel
 from lora_autotune.kernels.launch import Launch
 from lora_autotune.kernels.linear import linear_kernel
 from lora_autotune.kernels.schedule import cdiv
@@ -24,6 +26,9 @@ LEAST_ROWS = 2048
 
 ROWS_AT_ONCE = 1024
 """Rows of the segments whose adapters one program looks up."""
+
+CLEANED_AT_ONCE = 2048
+"""Elements of B that one program copies."""
 
 TERMS_N = 64
 """Columns of a tile of terms."""
@@ -57,9 +62,7 @@ def linear_launches(
     slots, width, rank = lora_b.shape
     slices = slice_offsets.shape[0] - 1
     tiles = cdiv(rows, BLOCK_M)
-    behind = cdiv(rows, ALIGNED_BYTES // 4) * (ALIGNED_BYTES // 4)
-    zeros = torch.zeros(behind + 2, dtype=torch.int32, device=x.device)
-    row_adapters, counts = zeros[:rows], zeros[behind:]
+    row_adapters, broken, counts = _zeros(rows, slots, 2, device=x.device)
     yield Launch(
         variant=_row_adapters(batch.chunk_size),
         grid=(cdiv(batch.sizes.grid_segments, ROWS_AT_ONCE // batch.chunk_size), 1, 1),
@@ -71,6 +74,13 @@ def linear_launches(
             batch.permutation,
             batch.num_segs,
         ),
+        kind=0,
+    )
+    cleaned = torch.empty_like(lora_b)
+    yield Launch(
+        variant=_clean_weights(width, rank),
+        grid=(cdiv(width * rank, CLEANED_AT_ONCE), slots, 1),
+        args=(lora_b, cleaned, broken, batch.lora_ranks),
         kind=0,
     )
     terms = middle.new_empty((slots * rows, slices * rank))
@@ -86,6 +96,7 @@ def linear_launches(
             tile_adapters,
             tile_order,
             counts,
+            broken,
             batch.lora_ranks,
             batch.scalings,
             rows,
@@ -100,7 +111,7 @@ def linear_launches(
             _tiled(x, BLOCK_M, BLOCK_K),
             _tiled(weight, BLOCK_N, BLOCK_K),
             _tiled(terms, BLOCK_M, BLOCK_K),
-            _tiled(lora_b.view(-1, rank), BLOCK_N, BLOCK_K),
+            _tiled(cleaned.view(-1, rank), BLOCK_N, BLOCK_K),
             _tiled(output, BLOCK_M, BLOCK_N // 2),
             tile_adapters,
             tile_order,
@@ -115,6 +126,15 @@ def linear_launches(
     )
 
 
+def _zeros(*lengths: int, device: torch.device) -> Iterator[Tensor]:
+    """int32 tensors of some lengths, made by one launch, each aligned."""
+    unit = ALIGNED_BYTES // 4
+    starts = [*itertools.accumulate((cdiv(each, unit) * unit for each in lengths), initial=0)]
+    zeros = torch.zeros(starts[-1], dtype=torch.int32, device=device)
+    for start, length in zip(starts[:-1], lengths, strict=True):
+        yield zeros[start : start + length]
+
+
 def _tiled(matrix: Tensor, rows: int, columns: int) -> TensorDescriptor:
     return TensorDescriptor.from_tensor(matrix, [rows, columns])
 
@@ -123,6 +143,11 @@ def _tiled(matrix: Tensor, rows: int, columns: int) -> TensorDescriptor:
 def _row_adapters(chunk_size: int) -> Variant:
     segments = ROWS_AT_ONCE // chunk_size
     return Variant(row_adapters_kernel, {"SEGMENTS": segments, "BLOCK_M": chunk_size})
+
+
+@cache
+def _clean_weights(width: int, rank: int) -> Variant:
+    return Variant(clean_weights_kernel, {"N": width, "R": rank, "BLOCK": CLEANED_AT_ONCE})
 
 
 @cache

@@ -51,6 +51,7 @@ def tile_terms_kernel(
     tile_adapters,
     tile_order,
     counts,
+    broken,
     lora_ranks,
     scalings,
     rows,
@@ -67,7 +68,9 @@ def tile_terms_kernel(
     written: 0 where a row is another's, and from the rank on. Nothing is written of others.
     row_adapters (s,): slot + 1, 0 for none. tile_adapters (tiles, 1 + slots): how many, and which,
     or one that is not there if there are none. tile_order (2, tiles): the tiles with at most one
-    adapter, and those with more; counts (2,), zero before: how many those are.
+    adapter, and those with more; counts (2,), zero before: how many those are. broken (slots,): 1
+    where an adapter's B is not finite: then its rows are not, either, for nobody must take them for
+    sound.
     """
     N: tl.constexpr = S * R
     tile = tl.program_id(0)
@@ -86,6 +89,7 @@ def tile_terms_kernel(
         tl.store(found + several, adapter)
         rank = tl.load(lora_ranks + adapter)
         scaling = tl.load(scalings + adapter).to(tl.float32)
+        scaling = tl.where(tl.load(broken + adapter) > 0, float("nan"), scaling)
         mine = (own == adapter)[:, None] & whole
         if rank == R:
             sums = tl.load(x + line + n[None, :], mask=mine, other=0.0)
@@ -93,8 +97,9 @@ def tile_terms_kernel(
             k = n % R
             source = n // R * rank + k
             sums = tl.load(x + line + source[None, :], mask=mine & (k[None, :] < rank), other=0.0)
+        product = tl.where(mine, sums.to(tl.float32) * scaling, 0.0)
         place = terms + adapter.to(tl.int64) * rows * N + line + n[None, :]
-        tl.store(place, (sums.to(tl.float32) * scaling).to(x.dtype.element_ty), mask=whole)
+        tl.store(place, product.to(x.dtype.element_ty), mask=whole)
         adapter = tl.min(tl.where(own > adapter, own, NOBODY), axis=0)
     if tl.program_id(1) == 0:
         tl.store(found, several)
