@@ -20,6 +20,7 @@ import torch
 
 import lora_autotune
 from lora_autotune import loader
+from lora_autotune.kernels.batch import make_batch
 from lora_autotune.sglang import MODE_VARIABLE, forwards
 
 H200 = "NVIDIA H200"
@@ -108,3 +109,29 @@ def state(mode: str, **environment: str) -> tuple[str, list[dict[str, int]], str
     output, log = server(STATE, **{MODE_VARIABLE: mode}, **environment)
     hooked, answers = output.splitlines()
     return hooked, json.loads(answers), log
+
+
+def batch_info(
+    rows: int = 40, *, graph: bool = False, segments: int | None = None, **changes: Any
+) -> Any:
+    """SGLang's description of a batch of three adapters in turns, ranks 16, 0 and 7."""
+    batch = make_batch(
+        [row % 3 for row in range(rows)],
+        ranks=[16, 0, 7],
+        scalings=[0.5, 1.0, 2.0],
+        chunk_size=16,
+        grid_segments=segments,
+    )
+    values = {
+        "use_cuda_graph": graph,
+        "bs": rows,
+        "num_segments": batch.num_segs,
+        "seg_indptr": batch.seg_indptr,
+        "weight_indices": batch.weight_indices,
+        "lora_ranks": batch.lora_ranks,
+        "scalings": batch.scalings,
+        "max_len": batch.chunk_size,
+        "seg_lens": None,
+        "permutation": batch.permutation,
+    }
+    return module("sglang.srt.lora.utils").LoRABatchInfo(**{**values, **changes})

@@ -17,37 +17,13 @@ import triton
 
 from lora_autotune import loader
 from lora_autotune.config_file import config_file_path
-from lora_autotune.kernels.batch import make_batch
 from lora_autotune.provenance import read_provenance_file, write_with_provenance
 from lora_autotune.sglang import MODE_VARIABLE, coverage, forwards
 from lora_autotune.sglang.batches import batch_view
 from tests.loader_cases import said
-from tests.sglang_cases import CONFIGS, H200, module, server
+from tests.sglang_cases import CONFIGS, H200, batch_info, server
 
 pytestmark = pytest.mark.usefixtures("fresh")
-
-
-def batch_info(rows: int = 40, *, graph: bool = False, surplus: int = 0, **changes: Any) -> Any:
-    batch = make_batch(
-        [row % 3 for row in range(rows)],
-        ranks=[16, 0, 7],
-        scalings=[0.5, 1.0, 2.0],
-        chunk_size=16,
-        grid_segments=6 + surplus,
-    )
-    values = {
-        "use_cuda_graph": graph,
-        "bs": rows,
-        "num_segments": batch.num_segs,
-        "seg_indptr": batch.seg_indptr,
-        "weight_indices": batch.weight_indices,
-        "lora_ranks": batch.lora_ranks,
-        "scalings": batch.scalings,
-        "max_len": batch.chunk_size,
-        "seg_lens": None,
-        "permutation": batch.permutation,
-    }
-    return module("sglang.srt.lora.utils").LoRABatchInfo(**{**values, **changes})
 
 
 class Spy:
@@ -166,7 +142,7 @@ def test_what_is_covered(
 
 
 def test_a_batch_is_viewed_and_not_copied() -> None:
-    info = batch_info(graph=True, surplus=10, permutation=torch.zeros(100, dtype=torch.int32))
+    info = batch_info(graph=True, segments=16, permutation=torch.zeros(100, dtype=torch.int32))
     batch = batch_view(info, 40)
     assert batch.permutation.shape == (40,)
     assert batch.permutation.data_ptr() == info.permutation.data_ptr()

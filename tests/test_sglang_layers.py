@@ -15,10 +15,9 @@ if importlib.util.find_spec("sglang") is None:
 
 import torch
 
-from lora_autotune.kernels.batch import make_batch
 from lora_autotune.sglang import MODE_VARIABLE, activate, forwards, layers
 from tests.loader_cases import said
-from tests.sglang_cases import module, server
+from tests.sglang_cases import batch_info, module, server
 
 pytestmark = pytest.mark.usefixtures("fresh")
 
@@ -43,28 +42,6 @@ def named(path: str) -> Any:
 
 class Weight(torch.nn.Parameter):
     """As a quantization that hides behind the layer's weight has it."""
-
-
-def batch_info(rows: int, **changes: Any) -> Any:
-    batch = make_batch(
-        [row % ADAPTERS for row in range(rows)],
-        ranks=[16, 0, 7],
-        scalings=[0.5, 1.0, 2.0],
-        chunk_size=16,
-    )
-    values = {
-        "use_cuda_graph": False,
-        "bs": rows,
-        "num_segments": batch.num_segs,
-        "seg_indptr": batch.seg_indptr,
-        "weight_indices": batch.weight_indices,
-        "lora_ranks": batch.lora_ranks,
-        "scalings": batch.scalings,
-        "max_len": batch.chunk_size,
-        "seg_lens": None,
-        "permutation": batch.permutation,
-    }
-    return module("sglang.srt.lora.utils").LoRABatchInfo(**{**values, **changes})
 
 
 def arguments(rows: int = 40, **changes: Any) -> dict[str, Any]:
