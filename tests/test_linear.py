@@ -72,12 +72,12 @@ def test_other_gpus_are_left_to_the_layer(monkeypatch):
     assert gap == "compute capability 10.0, not 9.0"
 
 
-def test_a_few_tiles_more_than_the_multiprocessors_do_not_pay():
+def test_a_few_tiles_for_each_multiprocessor_do_not_pay_nor_a_few_more_than_fill_them():
     pays = [
         linear_gap(*matrices(rows=rows, width=1024, slices=1), batch, (0, 1024)) is None
         for rows, batch in (
             (rows, make_batch([1] * rows, ranks=[R] * 8, scalings=[1.0] * 8, chunk_size=128))
-            for rows in (2048, 4096, 6144, 8192)
+            for rows in (8192, 9216, 12_288, 16_384)
         )
     ]
-    assert pays == [False, False, False, True]
+    assert pays == [False, False, True, True]

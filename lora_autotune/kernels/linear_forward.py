@@ -26,7 +26,7 @@ it was measured nowhere else."""
 ALIGNED = 8
 """Elements, 16 bytes, of which a matrix's lines must be a multiple to be copied in tiles."""
 
-LEAST_TILES, BUSY = 1.5, 0.85
+LEAST_TILES, BUSY = 2.0, 0.85
 """Least tiles for each multiprocessor, which makes one at a time, and the least part of the time in
 which it has one."""
 
