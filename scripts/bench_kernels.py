@@ -20,12 +20,11 @@ GPU: about a minute on an H200, and by --tune some three seconds more for each r
 from __future__ import annotations
 
 import argparse
-import fnmatch
 import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from ahead import compile_ahead
-from contest import Calls, first_line, surroundings, times_us
+from contest import Calls, first_line, named, surroundings, times_us
 from cublas import cublas_call
 from kernel_rows import Row, all_rows, floor_us
 from published import SET, looked_up, published_config, published_name
@@ -170,16 +169,10 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, l
     parser.add_argument("--list", action="store_true", help="print the rows' names and stop")
     parser.add_argument("--out", type=Path, help="everything as JSON")
     options = parser.parse_args(arguments)
-    rows = all_rows(every_chunk=options.all)
-    if options.only:
-        rows = [row for row in rows if _is_named(row, options.only)]
-        if not rows:
-            parser.error("--only: no such row (--list shows them)")
+    rows = named(all_rows(every_chunk=options.all), options.only)
+    if not rows:
+        parser.error("--only: no such row (--list shows them)")
     return options, rows
-
-
-def _is_named(row: Row, patterns: Iterable[str]) -> bool:
-    return any(fnmatch.fnmatchcase(str(row), f"*{pattern}*") for pattern in patterns)
 
 
 def main() -> int:

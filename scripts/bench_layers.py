@@ -19,7 +19,6 @@ It needs a GPU: about a minute on an H100.
 from __future__ import annotations
 
 import argparse
-import fnmatch
 import itertools
 import json
 import sys
@@ -27,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +34,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from ahead import compile_ahead
-from contest import first_line, surroundings, times_us
+from contest import first_line, named, surroundings, times_us
+from decoder import DEVICE, project, random_projection, random_source
+from lora_ways import Kernels, OneProduct
 from published import SET, looked_up, published_config, published_name
 from torch import Tensor
 
 from lora_autotune.evaluators import measuring
 from lora_autotune.evaluators.correctness import TOLERANCES
 from lora_autotune.evaluators.gpu import Gpu
-from lora_autotune.evaluators.plan import Operands, schedule_of, task_launch
 from lora_autotune.kernel_set import BUILTIN
 from lora_autotune.kernels.batch import Batch, served_batch
-from lora_autotune.kernels.linear_forward import linear_forward, linear_gap
+from lora_autotune.kernels.linear_forward import linear_gap
 from lora_autotune.kernels.reference import expand_reference, shrink_reference
 from lora_autotune.model import load_model_shape, tasks_for
 from lora_autotune.space import Config
@@ -102,82 +103,50 @@ def all_rows() -> Iterator[Row]:
             yield Row(model=name, shrink=shrink, expand=expand, instance=instance)
 
 
+Sides = Mapping[str, tuple[str, Config, Config]]
+"""Name -> the set of kernels, and the configs of its shrink and its expand."""
+
+
 class Layer:
-    """A layer's tensors on a row's batch."""
+    """A projection with an input and a batch, for one row."""
 
     def __init__(self, row: Row, gpu: Gpu) -> None:
-        generator = torch.Generator("cuda").manual_seed(0)
-
-        def random(*size: int, scale: float = 1.0) -> Tensor:
-            made = torch.randn(size, generator=generator, device="cuda", dtype=torch.bfloat16)
-            return made.mul_(scale)
-
+        random = random_source(0)
         task, expand = row.shrink, row.expand
-        self.row, self._gpu = row, gpu
-        self.batch: Batch = served_batch(
-            row.instance, rank=task.R, chunk_size=task.chunk_size, device="cuda"
+        self._row, self._gpu = row, gpu
+        self._batch: Batch = served_batch(
+            row.instance, rank=task.R, chunk_size=task.chunk_size, device=DEVICE
         )
-        slots = self.batch.lora_ranks.shape[0]
-        self.x = random(row.instance.tokens, task.K)
-        self.weight = random(expand.K, task.K, scale=task.K**-0.5)
-        self.a = random(slots, task.S * task.R, task.K, scale=task.K**-0.5)
-        self.b = random(slots, expand.K, task.R, scale=task.R**-0.5)
-        self.boundaries = expand.slice_offsets or (0, expand.K)
-        self.offsets = torch.tensor(self.boundaries, device="cuda")
+        slots = self._batch.lora_ranks.shape[0]
+        offsets = expand.slice_offsets or (0, expand.K)
+        self._x = random(row.instance.tokens, task.K)
+        self._projection = random_projection(random, task.K, offsets, rank=task.R, slots=slots)
+
+    def ways(self, sides: Sides) -> dict[str, Callable[[], Tensor]]:
+        """Each way to run LoRA."""
+        row, batch = self._row, self._batch
+        apart = {
+            name: Kernels(kernels, {row.shrink: shrink, row.expand: expand}, batch, self._gpu)
+            for name, (kernels, shrink, expand) in sides.items()
+        }
+        loras = {**apart, "one": OneProduct(apart["apart"], batch, always=True)}
+        return {name: partial(lora, self._x, self._projection) for name, lora in loras.items()}
 
     def plain(self) -> Tensor:
         """Without LoRA."""
-        return self.x @ self.weight.T
-
-    def one(self, config: Config) -> Tensor:
-        """As one product."""
-        return linear_forward(
-            self.x, self.weight, self.a, self.b, self.batch, self.offsets,
-            shrink_config=config.as_dict(),
-        )  # fmt: skip
-
-    def apart(self, kernels: str, shrink: Config, expand: Config) -> Callable[[], Tensor]:
-        """As the layer's product, shrink and expand of a set of kernels."""
-        task, batch = self.row.shrink, self.batch
-        plans = [
-            (task, each.as_dict(), schedule_of(
-                task, batch, each.as_dict(), self._gpu.multiprocessors, kernels=kernels
-            ))
-            for task, each in ((self.row.shrink, shrink), (self.row.expand, expand))
-        ]  # fmt: skip
-
-        def call() -> Tensor:
-            output = self.plain()
-            middle = self.x.new_empty((self.x.shape[0], task.S * task.R))
-            for (its_task, config, schedule), operands in zip(
-                plans,
-                (
-                    Operands(x=self.x, weights=self.a, output=middle),
-                    Operands(x=middle, weights=self.b, output=output),
-                ),
-                strict=True,
-            ):
-                task_launch(
-                    its_task, operands, batch, self.offsets, config, schedule, kernels=kernels
-                )()
-            return output
-
-        return call
+        return project(self._x, self._projection, None)
 
     def reference(self) -> Tensor:
         """float64 (s, N)."""
-        middle = shrink_reference(self.x, self.a, self.batch, self.row.shrink.S).nan_to_num(0.0)
-        product = self.x.double() @ self.weight.double().T
-        return expand_reference(middle, self.b, self.batch, self.offsets, product)
+        of = self._projection
+        middle = shrink_reference(self._x, of.a, self._batch, of.slices).nan_to_num(0.0)
+        product = self._x.double() @ of.weight.double().T
+        return expand_reference(middle, of.b, self._batch, of.offsets_on_device, product)
 
     def pays(self) -> bool:
         """Whether a server takes the one product."""
-        operands = self.x, self.weight, self.a, self.b
-        return linear_gap(*operands, self.batch, self.boundaries) is None
-
-
-Sides = Mapping[str, tuple[str, Config, Config]]
-"""Name -> the set of kernels, and the configs of its shrink and its expand."""
+        of = self._projection
+        return linear_gap(self._x, of.weight, of.a, of.b, self._batch, of.offsets) is None
 
 
 def sides_of(row: Row, *, published: bool) -> Sides:
@@ -192,10 +161,7 @@ def sides_of(row: Row, *, published: bool) -> Sides:
 def measure(row: Row, sides: Sides, gpu: Gpu, rounds: int) -> dict[str, Any]:
     """A row's times in microseconds, and what went wrong."""
     layer = Layer(row, gpu)
-    ways: dict[str, Callable[[], Tensor]] = {
-        name: layer.apart(*side) for name, side in sides.items()
-    }
-    ways["one"] = lambda: layer.one(sides["apart"][1])
+    ways = layer.ways(sides)
     failed: dict[str, str] = {}
     reference = layer.reference()
     for name in list(ways):
@@ -240,10 +206,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, l
     parser.add_argument("--rounds", type=int, default=9, help="odd, for a median")
     parser.add_argument("--out", type=Path, help="everything as JSON")
     options = parser.parse_args(arguments)
-    wanted = [f"*{text}*" for text in options.only or [""]]
-    rows = [
-        row for row in all_rows() if any(fnmatch.fnmatchcase(str(row), text) for text in wanted)
-    ]
+    rows = named(all_rows(), options.only)
     if not rows:
         parser.error("--only: no such row")
     if options.rounds < 1:

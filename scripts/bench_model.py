@@ -18,7 +18,6 @@ GPU: about a minute on an H200.
 from __future__ import annotations
 
 import argparse
-import fnmatch
 import json
 import sys
 import tempfile
@@ -33,8 +32,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from ahead import compile_ahead
-from contest import first_line, surroundings, times_us
+from contest import first_line, named, surroundings, times_us
 from decoder import DEVICE, DTYPE, Attention, Decoder, Lora, Projection
+from lora_ways import Configs, Kernels, OneProduct
 from published import SET, config_in, looked_up, published_config, published_name
 from torch import Tensor
 
@@ -42,13 +42,12 @@ from lora_autotune.errors import LoraAutotuneError
 from lora_autotune.evaluators import measuring
 from lora_autotune.evaluators.correctness import TOLERANCES
 from lora_autotune.evaluators.gpu import Gpu
-from lora_autotune.evaluators.plan import Operands, schedule_of, task_launch
 from lora_autotune.kernel_set import BUILTIN
 from lora_autotune.kernels.batch import ADAPTER_SLOTS, Batch, served_batch
-from lora_autotune.kernels.linear_forward import CAPABILITY, linear_forward, linear_gap
+from lora_autotune.kernels.linear_forward import CAPABILITY
 from lora_autotune.kernels.reference import expand_reference, shrink_reference
 from lora_autotune.model import load_model_shape, tasks_for
-from lora_autotune.space import DEFAULT_CONFIGS, Config
+from lora_autotune.space import DEFAULT_CONFIGS
 from lora_autotune.task import DECODE, PREFILL, Instance, Task
 
 MODEL, LAYERS, RANK = "Qwen3-0.6B", 28, 64
@@ -72,6 +71,9 @@ class Step:
     sequences: int
     cached: int | None = None
 
+    def __str__(self) -> str:
+        return self.name
+
     @property
     def small(self) -> Instance:
         """What the kernels are checked on: ragged rows of adapters with different ranks."""
@@ -85,7 +87,6 @@ STEPS = (
     Step(name="decode 32, chunk 16", instance=DECODE, chunk_size=16, sequences=32, cached=1024),
 )
 
-Configs = Mapping[Task, Config]
 Variants = Mapping[str, tuple[str, Configs]]
 """Name -> the set of kernels, and each task's config."""
 
@@ -110,78 +111,6 @@ def variants_of(chunk_size: int, *, published: bool, configs: Path | None) -> Va
     if published and configs is not None:
         found["published, tuned"] = (SET, {task: config_in(configs, task) for task in tasks})
     return found
-
-
-class Kernels:
-    """Both kernels of a set with their configs, as a Decoder calls them on one batch.
-
-    A task and its schedule are looked up once, so that what is left is the launch.
-    """
-
-    def __init__(self, kernels: str, configs: Configs, batch: Batch, gpu: Gpu) -> None:
-        self._kernels = kernels
-        self._batch = batch
-        self._plans = {
-            (task.kernel, task.K, task.S): (
-                task,
-                config.as_dict(),
-                schedule_of(task, batch, config.as_dict(), gpu.multiprocessors, kernels=kernels),
-            )
-            for task, config in configs.items()
-        }
-
-    def __call__(self, x: Tensor, projection: Projection) -> Tensor:
-        output = x @ projection.weight.T
-        middle = self.shrink(x, projection)
-        self._launch("expand", middle, projection.b, output, projection)
-        return output
-
-    def shrink(self, x: Tensor, projection: Projection) -> Tensor:
-        """LoRA A into a new tensor."""
-        middle = x.new_empty((x.shape[0], projection.a.shape[1]))
-        self._launch("shrink", x, projection.a, middle, projection)
-        return middle
-
-    def config(self, kernel: str, width: int, slices: int) -> dict[str, int]:
-        """That of a kernel for a projection: K and S."""
-        return self._plans[kernel, width, slices][1]
-
-    def _launch(
-        self, kernel: str, x: Tensor, weights: Tensor, output: Tensor, projection: Projection
-    ) -> None:
-        assert x.is_contiguous()
-        width = weights.shape[2 if kernel == "shrink" else 1]
-        task, config, schedule = self._plans[kernel, width, projection.slices]
-        task_launch(
-            task,
-            Operands(x=x, weights=weights, output=output),
-            self._batch,
-            projection.offsets_on_device,
-            config,
-            schedule,
-            kernels=self._kernels,
-        )()
-
-
-class OneProduct:
-    """The layer's own product and its LoRA in one, where a server would do so; else apart.
-
-    Attributes:
-        always: also where that does not pay.
-    """
-
-    def __init__(self, apart: Kernels, batch: Batch, *, always: bool = False) -> None:
-        self.always = always
-        self._apart = apart
-        self._batch = batch
-
-    def __call__(self, x: Tensor, projection: Projection) -> Tensor:
-        operands = x, projection.weight, projection.a, projection.b
-        if not self.always and linear_gap(*operands, self._batch, projection.offsets) is not None:
-            return self._apart(x, projection)
-        config = self._apart.config("shrink", x.shape[1], projection.slices)
-        offsets = projection.offsets_on_device
-        return linear_forward(*operands, self._batch, offsets, shrink_config=config)
 
 
 def loras_of(
@@ -290,10 +219,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, help="everything as JSON")
     options = parser.parse_args(arguments)
-    wanted = [f"*{text}*" for text in options.only or [""]]
-    options.steps = [
-        step for step in STEPS if any(fnmatch.fnmatchcase(step.name, text) for text in wanted)
-    ]
+    options.steps = named(STEPS, options.only)
     if not options.steps:
         parser.error(f"--only: no such step (there are: {'; '.join(s.name for s in STEPS)})")
     if options.rounds < 1:

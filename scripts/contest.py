@@ -6,10 +6,11 @@ An entry is one callable for each set of operands; together the sets are larger 
 
 from __future__ import annotations
 
+import fnmatch
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import triton
@@ -18,6 +19,7 @@ from lora_autotune.evaluators.gpu import Gpu
 from lora_autotune.evaluators.timing import GraphTimer
 
 Calls = Sequence[Callable[[], Any]]
+T = TypeVar("T")
 ROUNDS = 15
 
 
@@ -77,3 +79,11 @@ def surroundings(gpu: Gpu, published: str | None) -> dict[str, str]:
         "triton": triton.__version__,
         "published": published or "SGLang is not installed",
     }
+
+
+def named(things: Iterable[T], patterns: Sequence[str] | None) -> list[T]:
+    """Those whose name holds one of some patterns (with * and ?); None: all."""
+    wanted = [f"*{pattern}*" for pattern in patterns or [""]]
+    return [
+        thing for thing in things if any(fnmatch.fnmatchcase(str(thing), one) for one in wanted)
+    ]

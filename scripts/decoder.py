@@ -45,6 +45,40 @@ class Projection:
         return len(self.offsets) - 1
 
 
+Random = Callable[..., Tensor]
+"""Of a size and a scale: normally distributed."""
+
+
+def random_source(seed: int) -> Random:
+    """Tensors one after the other; equal seeds give equal ones."""
+    generator = torch.Generator(DEVICE).manual_seed(seed)
+
+    def random(*size: int, scale: float = 1.0) -> Tensor:
+        made = torch.randn(size, generator=generator, device=DEVICE, dtype=DTYPE)
+        return made.mul_(scale)
+
+    return random
+
+
+def random_projection(
+    random: Random,
+    width: int,
+    offsets: tuple[int, ...],
+    *,
+    rank: int,
+    slots: int,
+    lora: float = 1.0,
+) -> Projection:
+    """Whose outputs are about one in size for such inputs, and what LoRA adds about ``lora``."""
+    return Projection(
+        weight=random(offsets[-1], width, scale=width**-0.5),
+        a=random(slots, (len(offsets) - 1) * rank, width, scale=width**-0.5),
+        b=random(slots, offsets[-1], rank, scale=lora * rank**-0.5),
+        offsets=offsets,
+        offsets_on_device=torch.tensor(offsets).to(DEVICE),
+    )
+
+
 Lora = Callable[[Tensor, Projection], Tensor]
 """A projection's output of an input, with what the adapters add to it."""
 
@@ -77,21 +111,11 @@ class Decoder:
         assert shape.intermediate_size is not None
         assert shape.vocab_size is not None
         self.shape = shape
-        generator = torch.Generator(DEVICE).manual_seed(seed)
-
-        def random(*size: int, scale: float = 1.0) -> Tensor:
-            made = torch.randn(size, generator=generator, device=DEVICE, dtype=DTYPE)
-            return made.mul_(scale)
+        random = random_source(seed)
 
         def projection(width: int, *outputs: int) -> Projection:
             offsets = offsets_from_widths(outputs)
-            return Projection(
-                weight=random(offsets[-1], width, scale=width**-0.5),
-                a=random(slots, len(outputs) * rank, width, scale=width**-0.5),
-                b=random(slots, offsets[-1], rank, scale=0.1 * rank**-0.5),
-                offsets=offsets,
-                offsets_on_device=torch.tensor(offsets).to(DEVICE),
-            )
+            return random_projection(random, width, offsets, rank=rank, slots=slots, lora=0.1)
 
         hidden, between = shape.hidden_size, shape.intermediate_size
         q, kv = self.query_width, shape.num_kv_heads * shape.head_dim

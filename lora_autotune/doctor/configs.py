@@ -17,7 +17,7 @@ from lora_autotune.kernel_set import BUILTIN, set_of
 from lora_autotune.kernels_version import builtin_kernels_version
 from lora_autotune.loader import ROOT_VARIABLE
 from lora_autotune.provenance import find_provenance, is_provenance
-from lora_autotune.sglang import MODE_VARIABLE, chosen_mode
+from lora_autotune.sglang import MODE_VARIABLE, WITH_OUR_KERNELS, chosen_mode
 
 _DEVICE = re.compile(r",device=(.+)\.json")
 _MOST_NAMED = 20
@@ -170,7 +170,7 @@ def _say_in_force(book: Notebook, labels: Collection[str]) -> dict[str, str] | N
     theirs = Path(loader.config_root("sglang"), FOLDER)
     of_theirs = str(theirs.parent) if mode != "off" and theirs.is_dir() else "its own files"
     text = f"SGLang {version}, {MODE_VARIABLE}={mode}: its kernels launch with {of_theirs}"
-    ours_run = mode in ("kernels", "layers")
+    ours_run = mode in WITH_OUR_KERNELS
     if ours_run:
         text += f"; ours run where they can, with {loader.config_root()}"
     book.ok(text)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lora_autotune.kernels.batch import Batch
 from lora_autotune.kernels.forward import shrink_forward
-from lora_autotune.kernels.linear_launch import BLOCK_M, BLOCK_N, LEAST_ROWS, linear_launches
+from lora_autotune.kernels.linear_launch import BLOCK_M, BLOCK_N, linear_launches
 from lora_autotune.kernels.schedule import cdiv
 from lora_autotune.kernels.target import capability
 
@@ -25,6 +25,9 @@ it was measured nowhere else."""
 
 ALIGNED = 8
 """Elements, 16 bytes, of which a matrix's lines must be a multiple to be copied in tiles."""
+
+LEAST_ROWS = 2048
+"""Fewer are left to the layer's own product, which has smaller tiles for them."""
 
 LEAST_TILES, BUSY = 2.0, 0.85
 """Least tiles for each multiprocessor, which makes one at a time, and the least part of the time in

@@ -21,9 +21,6 @@ from lora_autotune.kernels.variant import ALIGNED_BYTES, Variant
 BLOCK_M, BLOCK_N, BLOCK_K = 128, 256, 64
 """Of the layer's product: two warp groups with 64 x 256 each, and lines of 128 bytes."""
 
-LEAST_ROWS = 2048
-"""Fewer are left to the layer's own product, which has smaller tiles for them."""
-
 ROWS_AT_ONCE = 1024
 """Rows of the segments whose adapters one program looks up."""
 

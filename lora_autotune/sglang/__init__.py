@@ -31,6 +31,8 @@ import os
 MODE_VARIABLE = "LORA_AUTOTUNE_SGLANG"
 MODES = ("off", "configs", "kernels", "layers")
 DEFAULT_MODE = "kernels"
+WITH_OUR_KERNELS = ("kernels", "layers")
+"""The modes in which our kernels run where they can."""
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +55,6 @@ def activate() -> None:
     try:
         from lora_autotune.sglang.hooks import register
 
-        register(kernels=mode in ("kernels", "layers"), layers=mode == "layers")
+        register(kernels=mode in WITH_OUR_KERNELS, layers=mode == "layers")
     except Exception as error:  # whatever another SGLang lacks: the server must start
         _log.warning("LoRA is left to SGLang: %s: %s", type(error).__name__, error)
