@@ -75,9 +75,7 @@ def tuned(rows: Sequence[Row]) -> list[Config]:
 def measure(row: Row, sides: Sides, gpu: Gpu) -> dict[str, Any]:
     """A row's times, and what went wrong, for the table and for JSON."""
     task, instance = row.task, row.instance
-    bench = make_bench(
-        task, instance, l2_bytes=gpu.l2_bytes, multiprocessors=gpu.multiprocessors, seed=0
-    )
+    bench = make_bench(task, instance, l2_bytes=gpu.l2_bytes, target=gpu.target, seed=0)
     scaling = float(bench.batch.scalings[0])
     cublas = [cublas_call(task, instance, operands, scaling) for operands in bench.sets]
     entries: dict[str, Calls] = {"cuBLAS": cublas}

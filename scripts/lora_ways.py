@@ -30,7 +30,7 @@ class Kernels:
             (task.kernel, task.K, task.S): (
                 task,
                 config.as_dict(),
-                schedule_of(task, batch, config.as_dict(), gpu.multiprocessors, kernels=kernels),
+                schedule_of(task, batch, config.as_dict(), gpu.target, kernels=kernels),
             )
             for task, config in configs.items()
         }

@@ -23,6 +23,7 @@ from triton.runtime.errors import OutOfResources, PTXASError
 
 from lora_autotune.evaluators.plan import empty_operands, schedule_of, task_launch, task_offsets
 from lora_autotune.kernels.batch import make_batch
+from lora_autotune.kernels.target import target
 from lora_autotune.space import Config, named_space
 from lora_autotune.task import PREFILL, Task
 
@@ -41,9 +42,8 @@ def mean_time_us(task: Task, config: Config) -> float:
     operands = empty_operands(task, batch, device="cuda")
     for tensor in (operands.x, operands.weights):
         tensor.normal_()
-    multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
     options = config.as_dict()
-    schedule = schedule_of(task, batch, options, multiprocessors)
+    schedule = schedule_of(task, batch, options, target(operands.x.device))
     launch = task_launch(
         task, operands, batch, task_offsets(task, device="cuda"), options, schedule
     )

@@ -44,7 +44,7 @@ def test_no_batch_needs_more_than_is_foretold(chunk_size):
             chunk_size=chunk_size,
         )
         columns = task.S * task.R
-        schedule = shrink_schedule(sizes, columns, task.K, config.as_dict(), H200.multiprocessors)
+        schedule = shrink_schedule(sizes, columns, task.K, config.as_dict(), H200.target)
         if schedule.config is not None:
             continue  # has nothing of the config
         launched = schedule.applied_to(config.as_dict())

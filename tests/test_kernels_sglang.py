@@ -22,7 +22,7 @@ from lora_autotune.evaluators.worker import Worker
 from lora_autotune.kernels import sglang
 from lora_autotune.kernels.batch import make_batch
 from lora_autotune.kernels.launcher import launcher
-from lora_autotune.kernels.schedule import Schedule
+from lora_autotune.kernels.schedule import Schedule, Target
 from lora_autotune.space import DEFAULT_CONFIGS, Config
 from lora_autotune.task import Instance, Task
 from tests.gpus import H200
@@ -210,7 +210,7 @@ def test_their_schedule_is_one_tile_a_program(site):
     install(site, "0.5.23")
     batch = make_batch([0] * 4096, ranks=[16], scalings=[1.0], chunk_size=16)
     config = {"BLOCK_N": 16, "BLOCK_K": 16}
-    assert schedule_of(SHRINK, batch, config, 132, kernels="sglang") == Schedule()
+    assert schedule_of(SHRINK, batch, config, Target(132, 90), kernels="sglang") == Schedule()
 
 
 @pytest.mark.parametrize("version", STYLES)
@@ -237,7 +237,7 @@ def test_they_compile_for_another_gpu_as_tuning_does_it(site, version, tmp_path)
 CHECK = """
 import torch
 from lora_autotune.evaluators.correctness import difference_from_reference
-from lora_autotune.kernels.schedule import Schedule
+from lora_autotune.kernels.schedule import Schedule, Target
 from lora_autotune.space import Config
 from lora_autotune.task import Task
 rest = dict(K=72, R=16, S=3, chunk_size=16)

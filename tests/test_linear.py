@@ -6,6 +6,7 @@ import torch
 from lora_autotune.kernels import linear_forward
 from lora_autotune.kernels.batch import make_batch
 from lora_autotune.kernels.linear_forward import linear_gap
+from lora_autotune.kernels.schedule import Target
 
 ROWS, K, N, R = 8192, 1024, 4096, 64
 BOUNDARIES = (0, 2048, 3072, 4096)
@@ -19,8 +20,7 @@ def matrices(rows=ROWS, depth=K, width=N, rank=R, slices=3, slots=8, dtype=torch
 
 @pytest.fixture(autouse=True)
 def _on_hopper(monkeypatch):
-    monkeypatch.setattr(linear_forward, "capability", lambda _: 90)
-    monkeypatch.setattr(linear_forward, "_multiprocessors", lambda _: 132)
+    monkeypatch.setattr(linear_forward, "target", lambda _: Target(132, 90))
     linear_forward._gap.cache_clear()
     yield
     linear_forward._gap.cache_clear()

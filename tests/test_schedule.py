@@ -5,13 +5,13 @@ from lora_autotune.evaluators.plan import empty_operands, task_launch, task_offs
 from lora_autotune.kernels.batch import Batch, served_batch
 from lora_autotune.kernels.blank import NOWHERE
 from lora_autotune.kernels.expand_schedule import expand_schedule
-from lora_autotune.kernels.schedule import Schedule
+from lora_autotune.kernels.schedule import Schedule, Target
 from lora_autotune.kernels.shrink_schedule import shrink_schedule
 from lora_autotune.loader import DEFAULT_EXPAND_CONFIG, DEFAULT_SHRINK_CONFIG
 from lora_autotune.task import Instance, Task
 from tests.gpus import compile_for
 
-MULTIPROCESSORS = 132
+HOPPER = Target(multiprocessors=132, capability=90)
 
 
 def batch(tokens: int, adapters: int, chunk_size: int) -> Batch:
@@ -23,23 +23,23 @@ def shrink(
     served: Batch, columns: int = 192, width: int = 1024, block_n: int = 64, block_k: int = 64
 ) -> Schedule:
     config = {"BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": 4}
-    return shrink_schedule(served.sizes, columns, width, config, MULTIPROCESSORS)
+    return shrink_schedule(served.sizes, columns, width, config, HOPPER)
 
 
 def expand(
     served: Batch, width: int = 4096, rank: int = 64, block_n: int = 128, block_k: int = 64
 ) -> Schedule:
     config = {"BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": 4}
-    return expand_schedule(served.sizes, width, rank, config, MULTIPROCESSORS)
+    return expand_schedule(served.sizes, width, rank, config, HOPPER)
 
 
 def shrink_untuned(served: Batch, columns: int = 192, width: int = 1024) -> Schedule:
     default = DEFAULT_SHRINK_CONFIG
-    return shrink_schedule(served.sizes, columns, width, default, MULTIPROCESSORS)
+    return shrink_schedule(served.sizes, columns, width, default, HOPPER)
 
 
 def expand_untuned(served: Batch, width: int = 4096, rank: int = 64) -> Schedule:
-    return expand_schedule(served.sizes, width, rank, DEFAULT_EXPAND_CONFIG, MULTIPROCESSORS)
+    return expand_schedule(served.sizes, width, rank, DEFAULT_EXPAND_CONFIG, HOPPER)
 
 
 @pytest.mark.parametrize("chunk_size", [16, 32, 64, 128])
@@ -271,8 +271,38 @@ def test_many_rows_of_expand_without_a_config_take_the_rank_in_one_step(rank, co
         assert expand_untuned(batch(tokens, 8, 16), rank=rank).config == config
     unlimited = dict(expand_untuned(batch(30_720, 8, 16), width=4104, rank=rank).config)
     assert unlimited == {key: value for key, value in config if key != "maxnreg"}
-    assert expand_untuned(batch(32, 8, 64), rank=rank).config == config
     assert expand_untuned(batch(32, 8, 16), rank=rank) == expand(batch(32, 8, 16), rank=rank)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "width", "rank", "config"),
+    [
+        (30_720, 4096, 16, chosen(128, 16, 1, maxnreg=168)),
+        (30_720, 4096, 24, chosen(128, 32, 1, maxnreg=128)),
+        (32, 4096, 32, chosen(128, 32, 1, maxnreg=128)),
+        (30_720, 4096, 20, chosen(128, 32, 1, maxnreg=168)),  # rank no multiple of 8
+        (30_720, 1024, 64, chosen(128, 64, 1, maxnreg=128)),
+        (4096, 4096, 64, chosen(64, 64, 1, maxnreg=128)),  # not so many
+        (30_720, 4096, 60, chosen(64, 32, 1, maxnreg=128)),
+        (30_720, 4104, 64, chosen(64, 64, 1)),
+        (30_720, 4096, 128, chosen(64, 128, 1, maxnreg=128)),
+        (30_720, 4096, 256, chosen(128, 64, 3)),
+    ],
+)
+def test_tiles_of_one_segment_are_wider_where_they_are_many(tokens, width, rank, config):
+    for chunk_size in (64, 128):
+        assert expand_untuned(batch(tokens, 1, chunk_size), width, rank).config == config
+
+
+@pytest.mark.parametrize("rank", [32, 64])
+def test_threads_without_warp_groups_have_more_registers_or_fewer_columns(rank):
+    sizes = batch(30_720, 1, 64).sizes
+    schedules = [
+        expand_schedule(sizes, 4096, rank, DEFAULT_EXPAND_CONFIG, Target(108, capability))
+        for capability in (80, 89)
+    ]
+    columns, registers = (128, 168) if rank == 32 else (64, 128)
+    assert {one.config for one in schedules} == {chosen(columns, rank, 1, maxnreg=registers)}
 
 
 def test_many_segments_of_few_rows_have_broad_tiles():
@@ -291,15 +321,16 @@ def test_the_next_of_several_tiles_is_loaded_ahead():
         (2048, 4096, 128, 4),  # four programs at a time: all at once
         (2048, 6144, 128, 6),
         (4096, 6144, 128, 6),  # in two rounds
-        (4096, 4096, 168, 6),  # three at a time
-        (30_720, 1024, 128, 8),
+        (4096, 4096, 168, 3),  # three at a time, of 128 columns
+        (30_720, 1024, 128, 4),
+        (30_720, 4096, 128, 6),  # no further than 384 columns
     ],
 )
 def test_expand_walks_as_far_as_all_programs_are_done_first(tokens, width, registers, walk):
     config = {"BLOCK_N": 64 if registers == 128 else 128, "BLOCK_K": 64, "num_warps": 4}
     sizes = batch(tokens, 1, 16).sizes
     limited = config | {"maxnreg": registers}
-    assert expand_schedule(sizes, width, 64, limited, MULTIPROCESSORS).walk == walk
+    assert expand_schedule(sizes, width, 64, limited, HOPPER).walk == walk
 
 
 def test_few_rows_of_expand_are_walked_where_programs_are_plenty():

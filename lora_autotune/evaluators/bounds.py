@@ -59,7 +59,7 @@ def sums_per_thread(task: Task, workload: Workload, config: Config, gpu: Gpu) ->
     sums = [0]
     for instance in workload:
         batch = planned_batch(task, instance)
-        schedule = schedule_of(task, batch, config.as_dict(), gpu.multiprocessors)
+        schedule = schedule_of(task, batch, config.as_dict(), gpu.target)
         if schedule.config is not None:
             continue
         launched = schedule.applied_to(config.as_dict())

@@ -135,7 +135,7 @@ def compile_config(
             batch = planned_batch(task, instance)
             operands = empty_operands(task, batch, device=NOWHERE)
             offsets = task_offsets(task, device=NOWHERE)
-            schedule = schedule_of(task, batch, options, _gpu.multiprocessors, kernels=kernels)
+            schedule = schedule_of(task, batch, options, _gpu.target, kernels=kernels)
             launch = task_launch(task, operands, batch, offsets, options, schedule, kernels=kernels)
             compiled.append(launch.compile())
             if compiled[-1].metadata.shared > _gpu.smem_bytes:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lora_autotune.kernels.schedule import Target
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
@@ -24,3 +26,8 @@ class Gpu:
     smem_bytes: int
     l2_bytes: int
     triton: str
+
+    @property
+    def target(self) -> Target:
+        """What launches are planned for."""
+        return Target(self.multiprocessors, self.capability)

@@ -130,7 +130,7 @@ def _make_benches(subject: Subject, place: int = 0) -> list[Bench]:
             subject.task,
             instance,
             l2_bytes=_gpu.l2_bytes,
-            multiprocessors=_gpu.multiprocessors,
+            target=_gpu.target,
             seed=subject.seed + place * count + i,
             kernels=subject.kernels,
         )

@@ -12,7 +12,7 @@ from lora_autotune.kernels.batch import Batch, served_batch
 from lora_autotune.kernels.blank import NOWHERE, empty, holding
 from lora_autotune.kernels.launch import Launch
 from lora_autotune.kernels.launcher import launcher
-from lora_autotune.kernels.schedule import Schedule
+from lora_autotune.kernels.schedule import Schedule, Target
 from lora_autotune.task import Instance, Task
 
 if TYPE_CHECKING:
@@ -72,12 +72,12 @@ def schedule_of(
     task: Task,
     batch: Batch,
     config: Mapping[str, int],
-    multiprocessors: int,
+    target: Target,
     *,
     kernels: str = BUILTIN,
 ) -> Schedule:
     """How a launch of a task on a batch maps to programs."""
-    return launcher(kernels).schedule(task, batch, config, multiprocessors)
+    return launcher(kernels).schedule(task, batch, config, target)
 
 
 def task_launch(

@@ -16,7 +16,7 @@ from lora_autotune.evaluators.plan import Operands, schedule_of, shapes, task_la
 from lora_autotune.kernel_set import BUILTIN
 from lora_autotune.kernels.batch import Batch, served_batch
 from lora_autotune.kernels.launch import Launch
-from lora_autotune.kernels.schedule import Schedule
+from lora_autotune.kernels.schedule import Schedule, Target
 from lora_autotune.pruning import REPLAYS
 from lora_autotune.space import Config
 from lora_autotune.task import Instance, Task
@@ -45,7 +45,7 @@ class Bench:
     batch: Batch
     offsets: Tensor
     sets: Sequence[Operands]
-    multiprocessors: int
+    target: Target
     kernels: str = BUILTIN
     rotations: int = 0
     known_us: dict[Hashable, tuple[Config, float]] = field(default_factory=dict, init=False)
@@ -53,9 +53,7 @@ class Bench:
     def schedule(self, config: Config) -> Schedule:
         """How a config's launch maps to programs."""
         options = config.as_dict()
-        return schedule_of(
-            self.task, self.batch, options, self.multiprocessors, kernels=self.kernels
-        )
+        return schedule_of(self.task, self.batch, options, self.target, kernels=self.kernels)
 
     def launches(self, config: Config) -> list[Launch]:
         """One launch for each set of operands."""
@@ -79,7 +77,7 @@ def make_bench(
     instance: Instance,
     *,
     l2_bytes: int,
-    multiprocessors: int,
+    target: Target,
     seed: int,
     kernels: str = BUILTIN,
 ) -> Bench:
@@ -109,7 +107,7 @@ def make_bench(
         batch=batch,
         offsets=task_offsets(task, device=device),
         sets=sets,
-        multiprocessors=multiprocessors,
+        target=target,
         kernels=kernels,
     )
 

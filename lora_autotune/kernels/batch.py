@@ -23,6 +23,11 @@ TALL_ROWS = 64
 where there are enough of them. It is what warp groups multiply (wgmma)."""
 
 
+def cdiv(length: int, block: int) -> int:
+    """Blocks that a length takes. Triton's own takes microseconds on the host."""
+    return -(-length // block)
+
+
 class BatchSizes(NamedTuple):
     """What the host knows of a batch without asking the device.
 
@@ -53,7 +58,7 @@ class BatchSizes(NamedTuple):
     @property
     def pieces(self) -> int:
         """Pieces of a whole segment."""
-        return -(-self.chunk_size // TALL_ROWS)
+        return cdiv(self.chunk_size, TALL_ROWS)
 
     @property
     def likely_pieces(self) -> int:
@@ -71,9 +76,9 @@ class BatchSizes(NamedTuple):
         Args:
             group: segments that a tile can have, where it is not of a piece.
         """
-        beyond = max(0, self.segments - -(-self.rows // self.chunk_size))
+        beyond = max(0, self.segments - cdiv(self.rows, self.chunk_size))
         ends = 2 * (beyond + 1) if beyond and group > 1 else beyond
-        full = -(-self.rows // (group * self.piece_rows))
+        full = cdiv(self.rows, group * self.piece_rows)
         return full + min(ends, self.adapters - 1)
 
 
@@ -181,7 +186,7 @@ def served_batch(
     if instance.phase == "decode":
         buffer = max(instance.graph_batch, instance.tokens)
     else:
-        buffer = max(-(-instance.tokens // chunk_size), 16) + slots
+        buffer = max(cdiv(instance.tokens, chunk_size), 16) + slots
     own = instance.ranks or (rank,)
     ranks = [own[i % len(own)] if i < instance.adapters else 0 for i in range(slots)]
     rows = rows_per_adapter(instance)
@@ -203,7 +208,7 @@ def rows_per_adapter(instance: Instance) -> list[int]:
     """
     tokens, adapters = instance.tokens, instance.adapters
     if instance.spread == "even":
-        starts = [-(-i * tokens // adapters) for i in range(adapters + 1)]
+        starts = [cdiv(i * tokens, adapters) for i in range(adapters + 1)]
         return [end - start for start, end in itertools.pairwise(starts)]
     spare = tokens - adapters
     total = sum(1 / i for i in range(1, adapters + 1))

@@ -147,7 +147,11 @@ def _expand_run(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """This program's tiles of the run that begins at a segment, or of its piece."""
+    """This program's tiles of the run that begins at a segment, or of its piece.
+
+    The first output tile is on its way to the L2 before the launch in front has ended, even if that
+    one still writes it: nothing is read yet.
+    """
     m = tl.arange(0, GROUP * BLOCK_M)
     start, live, rows, adapter, rank, scaling = _run_at(
         segment, piece, seg_indptr, weight_indices, lora_ranks, permutation, scalings, num_segs, m,
@@ -156,6 +160,8 @@ def _expand_run(
     if AHEAD > 0 and rank > 0:
         own = weights + adapter * (OUTPUT_DIM * R)
         fetch_weights(own, column * R, AHEAD, BLOCK_N * R, OUTPUT_DIM * R)
+    if PREFETCH and rank > 0:
+        fetch_tile(output + rows * output_stride, column, OUTPUT_DIM, BLOCK_N)
     after_previous_launch(OVERLAP)
     # The multiplication tells the compiler that masks and offsets made from the rank are
     # aligned. tl.multiple_of would tell it so in the other branch as well.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lora_autotune.kernels.batch import TALL_ROWS, BatchSizes
+from lora_autotune.kernels.batch import TALL_ROWS, BatchSizes, cdiv
 from lora_autotune.kernels.schedule import (
     LOW_ROWS,
     Schedule,
-    cdiv,
+    Target,
     is_mostly_whole,
     is_padded,
     power_of_two,
@@ -16,10 +16,10 @@ from lora_autotune.kernels.schedule import (
 )
 from lora_autotune.loader import DEFAULT_EXPAND_CONFIG
 
-MAX_WALK = 8
-"""Most output tiles that one program walks with its x tile kept."""
+MAX_WALK, WALKED_COLUMNS = 8, 384
+"""Most output tiles that one program walks with its x tile kept, and columns where it is tall."""
 
-WALK_START = 0.6
+WALK_START = 0.45
 """What a program does before its first tile takes as long as so many tiles."""
 
 REGISTERS, REGISTER_UNIT, AT_A_TIME = 65536, 8, 2
@@ -34,10 +34,15 @@ WARPS, STAGES = 4, 3
 """Of what is launched where no config is in force."""
 
 WIDE, NARROW = 128, 64
-"""Columns then, and those of tall tiles where the rank is neither small nor large."""
+"""Columns then, and those of tall tiles where the rank is not small, unless they are many."""
 
-SMALL_RANK, LARGE_RANK = 32, 128
-"""Up to which it is small; beyond which it is large, and not taken in one step."""
+LEAST_RANK, SMALL_RANK, MIDDLE_RANK, LARGE_RANK = 16, 32, 64, 128
+"""Up to which it is one of the least, small, or neither small nor large; beyond the last it is not
+taken in one step."""
+
+CROWD, MANY, LEAST_CAPABILITY = 4, 6, 90
+"""Programs of tall tiles that a multiprocessor has at a time, and tiles of WIDE columns for each of
+them that are many; and from which compute capability on so wide ones have the registers for it."""
 
 LOW_ENOUGH, LOW_REGISTERS = 6, 128
 """Programs of low tiles that each multiprocessor is left with, and registers of their threads."""
@@ -51,7 +56,7 @@ of 8; and the most of others."""
 
 
 def expand_schedule(
-    sizes: BatchSizes, width: int, rank: int, config: Mapping[str, int], multiprocessors: int
+    sizes: BatchSizes, width: int, rank: int, config: Mapping[str, int], target: Target
 ) -> Schedule:
     """Tall tiles as for shrink; then as many for each program as keep the multiprocessors busy.
 
@@ -63,24 +68,30 @@ def expand_schedule(
         width: K, of the output.
         rank: R.
         config: the one that was found, or the default.
-        multiprocessors: of the device.
+        target: the GPU.
     """
+    multiprocessors = target.multiprocessors
     group = _group(sizes, width, multiprocessors)
     runs = cdiv(sizes.likely_pieces, group)
     rows = group * sizes.piece_rows
     if rows <= LOW_ROWS and runs < multiprocessors:
         return _low_schedule(sizes, width, rank, multiprocessors)
-    is_default = config == DEFAULT_EXPAND_CONFIG
-    launched = config
-    if is_default:
-        launched = _tall_config(width, rank) if rows > LOW_ROWS else _crowded_config(rank)
     if is_mostly_whole(sizes):
         runs = sizes.likely_runs(group)
-    spans = cdiv(width, launched["BLOCK_N"])
+    is_default, is_tall = config == DEFAULT_EXPAND_CONFIG, rows > LOW_ROWS
+    launched = config
+    if is_default and is_tall:
+        is_many = runs * cdiv(width, WIDE) >= MANY * CROWD * multiprocessors
+        has_room = group == 1 and target.capability >= LEAST_CAPABILITY
+        launched = _tall_config(width, rank, is_many=is_many, has_room=has_room)
+    elif is_default:
+        launched = _crowded_config(rank)
+    columns = launched["BLOCK_N"]
+    most = max(1, WALKED_COLUMNS // columns) if is_tall else MAX_WALK
     return Schedule(
         group=group,
         config=tuple(launched.items()) if is_default else None,
-        walk=_walk(runs, spans, _at_a_time(launched) * multiprocessors),
+        walk=_walk(runs, cdiv(width, columns), _at_a_time(launched) * multiprocessors, most),
         rounds=is_padded(sizes),
     )
 
@@ -90,19 +101,20 @@ def _group(sizes: BatchSizes, width: int, multiprocessors: int) -> int:
     return TALL_ROWS // sizes.piece_rows if is_mostly_whole(sizes) and enough else 1
 
 
-def _walk(runs: int, spans: int, at_a_time: int) -> int:
+def _walk(runs: int, spans: int, at_a_time: int, most: int) -> int:
     """Tiles of each program with which all of them are done soonest.
 
     Args:
         runs: tiles above each other.
         spans: and side by side; one program walks some of those.
         at_a_time: programs that the device has.
+        most: tiles that it walks.
     """
 
     def time(walk: int) -> float:
         return cdiv(runs * cdiv(spans, walk), at_a_time) * (WALK_START + walk)
 
-    return min(range(1, MAX_WALK + 1), key=time)
+    return min(range(1, most + 1), key=time)
 
 
 def _at_a_time(config: Mapping[str, int]) -> int:
@@ -112,22 +124,34 @@ def _at_a_time(config: Mapping[str, int]) -> int:
     return max(1, REGISTERS // (threads * config["maxnreg"]))
 
 
-def _tall_config(width: int, rank: int) -> dict[str, int]:
-    """Of tall tiles: of small ranks three at a time on a multiprocessor, of others four.
+def _tall_config(width: int, rank: int, *, is_many: bool, has_room: bool) -> dict[str, int]:
+    """Of tall tiles: of the least ranks three at a time on a multiprocessor, of others CROWD.
 
-    Not where rows are no multiples of 32 bytes: there a limit spills up to 1,000 bytes a thread.
+    Registers are not limited where rows are no multiples of 32 bytes: there a limit spills up to
+    1,000 bytes a thread.
+
+    Args:
+        width: K.
+        rank: R.
+        is_many: whether tiles are.
+        has_room: whether a thread of CROWD programs has registers for one of WIDE columns: not
+            where tiles have several segments, or are multiplied without warp groups.
     """
     if rank > LARGE_RANK:
         return _crowded_config(rank)
+    is_small, is_even = rank <= SMALL_RANK, width % 16 == 0
+    is_plain = is_even and rank % 8 == 0 and has_room
+    is_wide = is_small or (is_plain and is_many and rank <= MIDDLE_RANK)
+    is_heavy = rank <= LEAST_RANK or (is_small and not is_plain)
     step = max(LEAST_STEP, power_of_two(rank))
     config = {
-        "BLOCK_N": WIDE if rank <= SMALL_RANK else NARROW,
+        "BLOCK_N": WIDE if is_wide else NARROW,
         "BLOCK_K": min(step, RAGGED_STEP) if rank % 8 else step,
         "num_warps": WARPS,
         "num_stages": 1,
     }
-    if width % 16 == 0:
-        config["maxnreg"] = _registers(3 if rank <= SMALL_RANK else 4)
+    if is_even:
+        config["maxnreg"] = _registers(CROWD - 1 if is_heavy else CROWD)
     return config
 
 

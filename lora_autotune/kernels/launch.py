@@ -8,15 +8,16 @@ from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from lora_autotune.kernels.arrivals import arrival_counters
-from lora_autotune.kernels.batch import Batch, BatchSizes
+from lora_autotune.kernels.batch import Batch, BatchSizes, cdiv
 from lora_autotune.kernels.blank import empty
 from lora_autotune.kernels.expand import expand_kernel
 from lora_autotune.kernels.expand_schedule import expand_schedule
 from lora_autotune.kernels.overlap import overlap_options
 from lora_autotune.kernels.prefetch import LINE, prefetches
-from lora_autotune.kernels.schedule import Schedule, cdiv, power_of_two
+from lora_autotune.kernels.schedule import Schedule, power_of_two
 from lora_autotune.kernels.shrink import shrink_kernel
 from lora_autotune.kernels.shrink_schedule import shrink_schedule
+from lora_autotune.kernels.target import target
 from lora_autotune.kernels.variant import Variant
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def _shrink_plan(
 ) -> _Plan:
     config = dict(items)
     if schedule is None:
-        schedule = shrink_schedule(sizes, columns, width, config, _multiprocessors(device))
+        schedule = shrink_schedule(sizes, columns, width, config, target(device))
     config = schedule.applied_to(config)
     inner = _inner_runs(sizes, schedule)
     spans = cdiv(columns, config["BLOCK_N"] * schedule.together)
@@ -237,7 +238,7 @@ def _expand_plan(
 ) -> _Plan:
     config = dict(items)
     if schedule is None:
-        schedule = expand_schedule(sizes, output_dim, rank, config, _multiprocessors(device))
+        schedule = expand_schedule(sizes, output_dim, rank, config, target(device))
     config = schedule.applied_to(config)
     inner = _inner_runs(sizes, schedule)
     spans = cdiv(output_dim, config["BLOCK_N"])
@@ -282,12 +283,3 @@ def _groups(sizes: BatchSizes, schedule: Schedule) -> int:
     if schedule.rounds:  # one program at least finds what is beyond the likely segments
         segments = min(segments, max(1, sizes.likely_segments))
     return cdiv(segments, schedule.group) * sizes.pieces
-
-
-@cache
-def _multiprocessors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 1
-    import torch
-
-    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -14,7 +14,7 @@ from lora_autotune.kernel_set import BUILTIN, KERNEL_SETS, set_of
 from lora_autotune.kernels.batch import Batch
 from lora_autotune.kernels.expand_schedule import expand_schedule
 from lora_autotune.kernels.launch import Launch, expand_launch, shrink_launch
-from lora_autotune.kernels.schedule import Schedule
+from lora_autotune.kernels.schedule import Schedule, Target
 from lora_autotune.kernels.sglang import installed_kernels
 from lora_autotune.kernels.shrink_schedule import shrink_schedule
 from lora_autotune.kernels_version import builtin_kernels_version
@@ -41,7 +41,7 @@ class Launcher(Protocol):
         """See the class."""
 
     def schedule(
-        self, task: Task, batch: Batch, config: Mapping[str, int], multiprocessors: int
+        self, task: Task, batch: Batch, config: Mapping[str, int], target: Target
     ) -> Schedule:
         """How a launch of a task on a batch maps to programs."""
 
@@ -89,11 +89,11 @@ class _Builtin:
         return builtin_kernels_version()
 
     def schedule(
-        self, task: Task, batch: Batch, config: Mapping[str, int], multiprocessors: int
+        self, task: Task, batch: Batch, config: Mapping[str, int], target: Target
     ) -> Schedule:
         if task.kernel == "shrink":
-            return shrink_schedule(batch.sizes, task.S * task.R, task.K, config, multiprocessors)
-        return expand_schedule(batch.sizes, task.K, task.R, config, multiprocessors)
+            return shrink_schedule(batch.sizes, task.S * task.R, task.K, config, target)
+        return expand_schedule(batch.sizes, task.K, task.R, config, target)
 
     def launch(
         self,

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lora_autotune.kernels.batch import Batch
+from lora_autotune.kernels.batch import Batch, cdiv
 from lora_autotune.kernels.forward import shrink_forward
 from lora_autotune.kernels.linear_launch import BLOCK_M, BLOCK_N, linear_launches
-from lora_autotune.kernels.schedule import cdiv
-from lora_autotune.kernels.target import capability
+from lora_autotune.kernels.target import target
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -66,7 +65,7 @@ def linear_forward(
     slices = slice_offsets.shape[0] - 1
     middle = shrink_forward(x, lora_a, batch, slices, config=shrink_config)
     output = x.new_empty((x.shape[0], weight.shape[0]))
-    programs = _multiprocessors(x.device)
+    programs = target(x.device).multiprocessors
     for launch in linear_launches(
         x, weight, middle, lora_b, output, batch, slice_offsets, programs
     ):
@@ -126,8 +125,9 @@ def _gap(
     slices = len(boundaries) - 1
     if dtype != torch.bfloat16:  # what is scaled before it is rounded may not fit a float16
         return f"dtype {dtype}"
-    if capability(device) != CAPABILITY:
-        return f"compute capability {capability(device) / 10}, not {CAPABILITY / 10}"
+    capability = target(device).capability
+    if capability != CAPABILITY:
+        return f"compute capability {capability / 10}, not {CAPABILITY / 10}"
     if (
         not depth == other_depth == a_depth
         or slots != b_slots
@@ -149,14 +149,7 @@ def _gap(
         return f"slices {boundaries} do not begin at multiples of {BLOCK_N}"
     if slots * rank * (slices * rows + width) > MOST_MEMORY * rows * width:
         return f"{slots} adapters of {slices} x {rank} columns want too much memory"
-    tiles = cdiv(rows, BLOCK_M) * cdiv(width, BLOCK_N) / _multiprocessors(device)
+    tiles = cdiv(rows, BLOCK_M) * cdiv(width, BLOCK_N) / target(device).multiprocessors
     if tiles < max(LEAST_TILES, BUSY * math.ceil(tiles)):
         return f"{tiles:.1f} tiles a multiprocessor"
     return None
-
-
-@lru_cache
-def _multiprocessors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 1
-    return torch.cuda.get_device_properties(device).multi_processor_count

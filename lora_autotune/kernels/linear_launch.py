@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from lora_autotune.kernels.batch import Batch
+from lora_autotune.kernels.batch import Batch, cdiv
 from lora_autotune.kernels.clean_weights import clean_weights_kernel
 from lora_autotune.kernels.launch import Launch
 from lora_autotune.kernels.linear import linear_kernel
-from lora_autotune.kernels.schedule import cdiv
 from lora_autotune.kernels.tile_terms import row_adapters_kernel, tile_terms_kernel
 from lora_autotune.kernels.variant import ALIGNED_BYTES, Variant
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from lora_autotune.kernels.batch import TALL_ROWS, BatchSizes
 
@@ -13,6 +14,18 @@ LOW_ROWS = 32
 PADDED = 1.5
 """A buffer this many times as long as the segments that are likely is not covered whole: to go on
 in rounds costs registers."""
+
+
+class Target(NamedTuple):
+    """The GPU that a launch is planned for.
+
+    Attributes:
+        multiprocessors: how many it has.
+        capability: compute capability times ten; 0: there is no GPU.
+    """
+
+    multiprocessors: int
+    capability: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,11 +63,6 @@ class Schedule:
         if self.tile is None:
             return dict(config)
         return {**config, **dict(zip(("BLOCK_N", "BLOCK_K"), self.tile, strict=True))}
-
-
-def cdiv(length: int, block: int) -> int:
-    """Blocks that a length takes. Triton's own takes microseconds on the host."""
-    return -(-length // block)
 
 
 def power_of_two(count: int) -> int:

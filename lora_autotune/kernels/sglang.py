@@ -27,7 +27,7 @@ import triton
 from lora_autotune.errors import EvaluatorError
 from lora_autotune.kernels.batch import Batch
 from lora_autotune.kernels.launch import Launch
-from lora_autotune.kernels.schedule import Schedule
+from lora_autotune.kernels.schedule import Schedule, Target
 from lora_autotune.kernels.variant import Variant
 from lora_autotune.task import KERNELS, Task
 
@@ -102,10 +102,10 @@ class SglangKernels:
     kernels: Mapping[str, Any]
 
     def schedule(
-        self, task: Task, batch: Batch, config: Mapping[str, int], multiprocessors: int
+        self, task: Task, batch: Batch, config: Mapping[str, int], target: Target
     ) -> Schedule:
         """Theirs know only one: a tile of a segment is a program."""
-        del task, batch, config, multiprocessors
+        del task, batch, config, target
         return Schedule()
 
     def launch(

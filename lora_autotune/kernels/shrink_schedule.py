@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from lora_autotune.kernels.batch import TALL_ROWS, BatchSizes
+from lora_autotune.kernels.batch import TALL_ROWS, BatchSizes, cdiv
 from lora_autotune.kernels.schedule import (
     LOW_ROWS,
     Schedule,
-    cdiv,
+    Target,
     is_mostly_whole,
     is_padded,
     power_of_two,
@@ -96,7 +96,7 @@ the parts up takes as long as another 1,024 of K."""
 
 
 def shrink_schedule(
-    sizes: BatchSizes, columns: int, width: int, config: Mapping[str, int], multiprocessors: int
+    sizes: BatchSizes, columns: int, width: int, config: Mapping[str, int], target: Target
 ) -> Schedule:
     """Large tiles where there is work for every multiprocessor anyway, else parts of the sum.
 
@@ -108,8 +108,9 @@ def shrink_schedule(
         columns: S * R.
         width: K.
         config: the one that was found, or the default.
-        multiprocessors: of the device.
+        target: the GPU.
     """
+    multiprocessors = target.multiprocessors
     found = None if config == DEFAULT_SHRINK_CONFIG else (config["BLOCK_N"], config["BLOCK_K"])
     group, runs = 1, sizes.likely_pieces
     if is_mostly_whole(sizes):
@@ -172,11 +173,12 @@ def _middle_schedule(
 
     tile, parts, load = divided(MIDDLE_COLUMNS)
     is_loose = HALF < load < NEARLY_ALL
-    is_broad = load > 1 or (is_loose and width >= DEEP)
     if width >= DEEPEST:
         is_broad = runs * cdiv(columns, TALL_COLUMNS) >= FEW_DEEP * multiprocessors
+    else:
+        is_broad = load > 1 or (is_loose and width >= DEEP)
     stages = LONE_STAGES if is_loose else MAX_STAGES
-    if is_broad:
+    if is_broad and columns > MIDDLE_COLUMNS:
         tile, parts, load = divided(TALL_COLUMNS)
         stages = MAX_STAGES if load <= 1 else _stages(TALL_ROWS, tile)
     schedule = Schedule(group=group, parts=parts, rounds=is_padded(sizes))

@@ -7,8 +7,18 @@ from typing import TYPE_CHECKING, Literal
 
 import triton
 
+from lora_autotune.kernels.schedule import Target
+
 if TYPE_CHECKING:
     import torch
+
+
+def target(device: torch.device) -> Target:
+    """What launches are planned for whose operands are on a device.
+
+    Where there is no GPU, one multiprocessor is assumed.
+    """
+    return Target(_multiprocessors(device), capability(device))
 
 
 def capability(device: torch.device | Literal["nowhere"]) -> int:
@@ -22,10 +32,19 @@ def capability(device: torch.device | Literal["nowhere"]) -> int:
 
 
 @cache
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 1
+    import torch
+
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@cache
 def _device_capability(_device: torch.device) -> int:
     return _target_capability()
 
 
 def _target_capability() -> int:
-    target = triton.runtime.driver.active.get_current_target()
-    return int(target.arch) if target.backend == "cuda" else 0
+    active = triton.runtime.driver.active.get_current_target()
+    return int(active.arch) if active.backend == "cuda" else 0
