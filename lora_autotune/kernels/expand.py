@@ -35,8 +35,8 @@ def _add_product(
     first_slice,
     end_slice,
     OUTPUT_DIM: tl.constexpr,
-    X_STRIDE: tl.constexpr,
     R: tl.constexpr,
+    S: tl.constexpr,
     PREFETCH: tl.constexpr,
     RAGGED: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -56,10 +56,13 @@ def _add_product(
     if BY_EIGHTS:
         bound = (rank + 7) // 8 * 8
     for i in range(first_slice, end_slice):
-        slice_start = tl.load(slice_offsets + i).to(tl.int32)
-        slice_end = tl.load(slice_offsets + i + 1).to(tl.int32)
+        slice_start = 0
+        slice_end = OUTPUT_DIM
+        if S > 1:
+            slice_start = tl.load(slice_offsets + i).to(tl.int32)
+            slice_end = tl.load(slice_offsets + i + 1).to(tl.int32)
         rows = tl.load(numbers + m, mask=live, other=0).to(tl.int64)
-        x_slice = x + rows * X_STRIDE + i * rank
+        x_slice = x + rows * (S * R) + i * rank
         if R <= BLOCK_K:
             x_tile = tl.load(
                 x_slice[:, None] + k[None, :],
@@ -170,7 +173,7 @@ def _expand_run(
             _add_product(
                 x, permutation + start, m, weights + adapter * (OUTPUT_DIM * R),
                 output + rows * output_stride, live, scaling, slice_offsets, rank // 8 * 8, column,
-                column_end, first_slice, end_slice, OUTPUT_DIM, S * R, R, PREFETCH, False, BLOCK_N,
+                column_end, first_slice, end_slice, OUTPUT_DIM, R, S, PREFETCH, False, BLOCK_N,
                 BLOCK_K,
             )  # fmt: skip
         else:
@@ -191,7 +194,7 @@ def _expand_run(
                 _add_product(
                     x, permutation + start, m, weights + adapter * (OUTPUT_DIM * R),
                     output + rows * output_stride, live, scaling, slice_offsets, rank, column,
-                    column_end, first_slice, end_slice, OUTPUT_DIM, S * R, R, PREFETCH, True,
+                    column_end, first_slice, end_slice, OUTPUT_DIM, R, S, PREFETCH, True,
                     BLOCK_N if BLOCK_N < NARROW else NARROW,
                     BLOCK_K if BLOCK_K > RAGGED_K or not TALL else RAGGED_K,
                 )  # fmt: skip
