@@ -237,7 +237,8 @@ def expand_kernel(
     PIECES of one, and ``inner`` programs for the runs that begin within a group).
     Tiles are cut at multiples of BLOCK_N whatever the slices' widths, so that none is empty and
     every access is aligned; a tile that a slice boundary crosses is visited once for each
-    slice, with the rows of ``weights`` outside the slice masked. An adapter of rank r reads slice i
+    slice, with the rows of ``weights`` outside the slice masked. A single slice is all of
+    OUTPUT_DIM. An adapter of rank r reads slice i
     of x at columns [i * r, (i + 1) * r). AHEAD: so many lines of the first tile's weights are on
     their way to the L2 before the launch in front has ended. OVERLAP: see
     :mod:`lora_autotune.kernels.overlap`. PREFETCH: see :mod:`lora_autotune.kernels.prefetch`.

@@ -55,7 +55,8 @@ def expand_forward(
         x: (s, S * R), contiguous, what shrink wrote.
         weights: (adapters, OUTPUT_DIM, R), contiguous.
         batch: the rows' segments.
-        slice_offsets: int64 (S + 1,), boundaries of the slices in the output.
+        slice_offsets: int64 (S + 1,), boundaries of the slices in the output, all of which they
+            are; of a single one they are not read.
         output: (s, >= OUTPUT_DIM), inner stride 1.
         config: None: what the loader finds for this GPU and shape.
     """

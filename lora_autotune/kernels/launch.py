@@ -194,7 +194,7 @@ def expand_launch(
         weights: contiguous.
         output: accumulated into; inner stride 1.
         batch: the rows' segments.
-        slice_offsets: int64 (S + 1,), on the device.
+        slice_offsets: int64 (S + 1,), on the device; not read if S is 1.
         config: BLOCK_N, BLOCK_K and the options to pass on.
         schedule: how the work maps to programs; None: as suits the batch and the device.
     """
