@@ -89,7 +89,7 @@ def launch_on(device: str, task: Task, instance: Instance, config: Config) -> La
     """A launch as the bench worker makes it."""
     batch = served_batch(instance, rank=task.R, chunk_size=task.chunk_size, device=device)
     options = config.as_dict()
-    schedule = schedule_of(task, batch, options, H200.multiprocessors)
+    schedule = schedule_of(task, batch, options, H200.target)
     operands = empty_operands(task, batch, device=device)
     offsets = task_offsets(task, device=device)
     return task_launch(task, operands, batch, offsets, options, schedule)

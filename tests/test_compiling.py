@@ -40,7 +40,7 @@ def least_smem_bytes(task, config):
     if task.kernel != "shrink":
         return 0
     batch = planned_batch(task, *WORKLOAD)
-    schedule = schedule_of(task, batch, config.as_dict(), H200.multiprocessors)
+    schedule = schedule_of(task, batch, config.as_dict(), H200.target)
     launched = Config.from_dict(schedule.applied_to(config.as_dict()))
     tile = launched.BLOCK_N, launched.BLOCK_K
     return pipeline_bytes(schedule.group * batch.sizes.piece_rows, tile, launched, H200)

@@ -67,7 +67,7 @@ def test_matrices_that_are_not_copied_in_tiles_are_left_to_the_layer():
 
 
 def test_other_gpus_are_left_to_the_layer(monkeypatch):
-    monkeypatch.setattr(linear_forward, "capability", lambda _: 100)
+    monkeypatch.setattr(linear_forward, "target", lambda _: Target(148, 100))
     gap = linear_gap(*matrices(), BATCH, BOUNDARIES)
     assert gap == "compute capability 10.0, not 9.0"
 

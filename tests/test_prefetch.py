@@ -33,7 +33,7 @@ def fetches(task: Task, instance: Instance) -> int:
     """In what is compiled of the default config, on a GPU that is not there."""
     batch = served_batch(instance, rank=task.R, chunk_size=task.chunk_size, device=NOWHERE)
     config = DEFAULT_CONFIGS[task.kernel].as_dict()
-    schedule = schedule_of(task, batch, config, H200.multiprocessors)
+    schedule = schedule_of(task, batch, config, H200.target)
     operands = empty_operands(task, batch, device=NOWHERE)
     offsets = task_offsets(task, device=NOWHERE)
     binary = task_launch(task, operands, batch, offsets, config, schedule).compile()
