@@ -110,6 +110,9 @@ def main(device, dtype_name):
     if device == "cpu":
         for parts, width in itertools.product((1, 2, 5), (72, 328, 1000)):
             fetches(dtype, parts, width)
+        output_fetches(dtype, 64, [0, 200, 328], {"walk": 2})
+        output_fetches(dtype, 128, [0, 328], {"walk": 3})
+        output_fetches(dtype, 16, [0, 256], {"group": 4})
     inner_runs(device)
     if device == "cpu" or torch.cuda.get_device_capability() == (9, 0):
         linear(dtype, device, 391, 200, 24, [24, 8, 0, 16, 20], [0, 256, 512, 600])
@@ -267,6 +270,27 @@ def fetches(dtype, parts, width):
     for row in rows:
         inside = {place % width for place in places if place // width == row}
         assert inside >= set(range(0, width, 64))
+
+
+def output_fetches(dtype, chunk_size, boundaries, schedule):
+    """What expand fetches ahead lies within the output, and is all of it that has an adapter."""
+    ranks = [16, 8, 0, 7]
+    owners = [0] * 3 * chunk_size + [3, 1, 2] * chunk_size
+    batch = make_batch(owners, ranks=ranks, scalings=[1.0] * 4, chunk_size=chunk_size)
+    rows, slices, width = len(owners), len(boundaries) - 1, boundaries[-1]
+    x, weights = torch.ones(rows, slices * 16, dtype=dtype), torch.ones(4, width, 16, dtype=dtype)
+    output = torch.zeros(rows, width + 8, dtype=dtype)
+    fetched = []
+    fetch, prefetch._fetch = prefetch._fetch, lambda lines: fetched.append(lines.handle.data.copy())
+    config, offsets = {"BLOCK_N": 128, "BLOCK_K": 16, "PREFETCH": True}, torch.tensor(boundaries)
+    expand_launch(x, weights, output, batch, offsets, config, schedule=Schedule(**schedule))()
+    prefetch._fetch = fetch
+    first, size = output.data_ptr(), output.element_size()
+    lines = itertools.chain.from_iterable(lines.ravel() for lines in fetched)
+    places = {divmod((int(line) - first) // size, width + 8) for line in lines}
+    assert {row for row, _ in places} == {row for row in range(rows) if ranks[owners[row]]}
+    assert max(column for _, column in places) < width
+    assert places >= {(row, column) for row, _ in places for column in range(0, width, 64)}
 
 
 def nothing(dtype, device):

@@ -237,7 +237,7 @@ def test_they_compile_for_another_gpu_as_tuning_does_it(site, version, tmp_path)
 CHECK = """
 import torch
 from lora_autotune.evaluators.correctness import difference_from_reference
-from lora_autotune.kernels.schedule import Schedule, Target
+from lora_autotune.kernels.schedule import Schedule
 from lora_autotune.space import Config
 from lora_autotune.task import Task
 rest = dict(K=72, R=16, S=3, chunk_size=16)

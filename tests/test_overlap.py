@@ -59,13 +59,14 @@ def layers(batch) -> list[Launch]:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("chunk_size", [16, 64])
 @pytest.mark.parametrize("grid_segments", [None, 256])
-def test_overlapping_launches_wait_for_each_other(grid_segments):
+def test_overlapping_launches_wait_for_each_other(grid_segments, chunk_size):
     batch = make_batch(
         torch.arange(ROWS) % 4,
         ranks=[RANK, 0, 8, RANK],
         scalings=[1.0] * 4,
-        chunk_size=16,
+        chunk_size=chunk_size,
         grid_segments=grid_segments,
         device="cuda",
     )

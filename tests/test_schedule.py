@@ -110,6 +110,7 @@ def test_more_rows_have_room_for_fewer_stages_and_divide_their_sums_sooner():
         (64, 2048, 2048, chosen(32, 128, 4), 2),
         (64, 2048, 3072, chosen(32, 128, 5), 1),
         (64, 4096, 3072, chosen(64, 128, 4), 2),
+        (32, 4096, 5000, chosen(32, 128, 5), 1),  # there are no broader tiles
         (64, 2048, 4096, chosen(32, 128, 4), 1),
         (64, 2048, 8000, chosen(64, 128, 4), 1),
         (64, 2048, 8192, chosen(64, 128, 4), 1),
@@ -279,10 +280,11 @@ def test_many_rows_of_expand_without_a_config_take_the_rank_in_one_step(rank, co
     [
         (30_720, 4096, 16, chosen(128, 16, 1, maxnreg=168)),
         (30_720, 4096, 24, chosen(128, 32, 1, maxnreg=128)),
-        (32, 4096, 32, chosen(128, 32, 1, maxnreg=128)),
+        (2048, 4096, 32, chosen(128, 32, 1, maxnreg=128)),
         (30_720, 4096, 20, chosen(128, 32, 1, maxnreg=168)),  # rank no multiple of 8
         (30_720, 1024, 64, chosen(128, 64, 1, maxnreg=128)),
-        (4096, 4096, 64, chosen(64, 64, 1, maxnreg=128)),  # not so many
+        (6144, 4096, 64, chosen(64, 64, 1, maxnreg=128)),  # not so many
+        (6400, 4096, 64, chosen(128, 64, 1, maxnreg=128)),
         (30_720, 4096, 60, chosen(64, 32, 1, maxnreg=128)),
         (30_720, 4104, 64, chosen(64, 64, 1)),
         (30_720, 4096, 128, chosen(64, 128, 1, maxnreg=128)),
@@ -294,19 +296,35 @@ def test_tiles_of_one_segment_are_wider_where_they_are_many(tokens, width, rank,
         assert expand_untuned(batch(tokens, 1, chunk_size), width, rank).config == config
 
 
+@pytest.mark.parametrize(
+    ("capability", "has_room"),
+    [(80, False), (89, False), (90, True), (100, True), (103, True), (120, False), (121, False)],
+)
 @pytest.mark.parametrize("rank", [32, 64])
-def test_threads_without_warp_groups_have_more_registers_or_fewer_columns(rank):
+def test_threads_without_warp_groups_have_more_registers_or_fewer_columns(
+    rank, capability, has_room
+):
     sizes = batch(30_720, 1, 64).sizes
-    schedules = [
-        expand_schedule(sizes, 4096, rank, DEFAULT_EXPAND_CONFIG, Target(108, capability))
-        for capability in (80, 89)
-    ]
-    columns, registers = (128, 168) if rank == 32 else (64, 128)
-    assert {one.config for one in schedules} == {chosen(columns, rank, 1, maxnreg=registers)}
+    target = Target(multiprocessors=108, capability=capability)
+    schedule = expand_schedule(sizes, 4096, rank, DEFAULT_EXPAND_CONFIG, target)
+    cramped = chosen(128, 32, 1, maxnreg=168) if rank == 32 else chosen(64, 64, 1, maxnreg=128)
+    roomy = chosen(128, rank, 1, maxnreg=128)
+    assert schedule.config == (roomy if has_room else cramped)
+
+
+@pytest.mark.parametrize("rank", [32, 64])
+def test_threads_of_programs_that_go_on_in_rounds_are_as_cramped(rank):
+    padded = batch(30_720, 1, 64).sizes._replace(grid_segments=1024)
+    schedule = expand_schedule(padded, 4096, rank, DEFAULT_EXPAND_CONFIG, HOPPER)
+    assert schedule.rounds
+    cramped = chosen(128, 32, 1, maxnreg=168) if rank == 32 else chosen(64, 64, 1, maxnreg=128)
+    assert schedule.config == cramped
 
 
 def test_many_segments_of_few_rows_have_broad_tiles():
-    assert expand_untuned(batch(16_000, 128, 16)).config == chosen(128, 64, 3)
+    schedule = expand_untuned(batch(16_000, 128, 16))
+    assert schedule.config == chosen(128, 64, 3)
+    assert schedule.walk == 8  # of 128 columns each: only tall ones are walked less far
 
 
 def test_the_next_of_several_tiles_is_loaded_ahead():
@@ -323,6 +341,7 @@ def test_the_next_of_several_tiles_is_loaded_ahead():
         (4096, 6144, 128, 6),  # in two rounds
         (4096, 4096, 168, 3),  # three at a time, of 128 columns
         (30_720, 1024, 128, 4),
+        (6144, 1024, 128, 1),  # in three rounds, which are nearly full
         (30_720, 4096, 128, 6),  # no further than 384 columns
     ],
 )

@@ -17,7 +17,7 @@ from lora_autotune.kernels.schedule import (
 from lora_autotune.loader import DEFAULT_EXPAND_CONFIG
 
 MAX_WALK, WALKED_COLUMNS = 8, 384
-"""Most output tiles that one program walks with its x tile kept, and columns where it is tall."""
+"""Most output tiles that one program walks with its x tile kept; of tall tiles, most columns."""
 
 WALK_START = 0.45
 """What a program does before its first tile takes as long as so many tiles."""
@@ -40,9 +40,13 @@ LEAST_RANK, SMALL_RANK, MIDDLE_RANK, LARGE_RANK = 16, 32, 64, 128
 """Up to which it is one of the least, small, or neither small nor large; beyond the last it is not
 taken in one step."""
 
-CROWD, MANY, LEAST_CAPABILITY = 4, 6, 90
+CROWD, MANY = 4, 6
 """Programs of tall tiles that a multiprocessor has at a time, and tiles of WIDE columns for each of
-them that are many; and from which compute capability on so wide ones have the registers for it."""
+them that are many."""
+
+ROOMY = range(90, 120)
+"""Compute capabilities that multiply from shared memory, and so have registers for WIDE columns in
+CROWD programs (wgmma and tcgen05; 12.x has neither)."""
 
 LOW_ENOUGH, LOW_REGISTERS = 6, 128
 """Programs of low tiles that each multiprocessor is left with, and registers of their threads."""
@@ -82,7 +86,7 @@ def expand_schedule(
     launched = config
     if is_default and is_tall:
         is_many = runs * cdiv(width, WIDE) >= MANY * CROWD * multiprocessors
-        has_room = group == 1 and target.capability >= LEAST_CAPABILITY
+        has_room = group == 1 and not is_padded(sizes) and target.capability in ROOMY
         launched = _tall_config(width, rank, is_many=is_many, has_room=has_room)
     elif is_default:
         launched = _crowded_config(rank)
@@ -125,17 +129,19 @@ def _at_a_time(config: Mapping[str, int]) -> int:
 
 
 def _tall_config(width: int, rank: int, *, is_many: bool, has_room: bool) -> dict[str, int]:
-    """Of tall tiles: of the least ranks three at a time on a multiprocessor, of others CROWD.
+    """Of tall tiles: CROWD at a time on a multiprocessor.
 
-    Registers are not limited where rows are no multiples of 32 bytes: there a limit spills up to
-    1,000 bytes a thread.
+    One less of the least ranks, and of other small ones where there is no room. Registers are not
+    limited where rows are no multiples of 32 bytes: there a limit spills up to 1,000 bytes a
+    thread.
 
     Args:
         width: K.
         rank: R.
         is_many: whether tiles are.
         has_room: whether a thread of CROWD programs has registers for one of WIDE columns: not
-            where tiles have several segments, or are multiplied without warp groups.
+            where tiles have several segments or are worked off in rounds, for those loops keep
+            some, nor on a GPU that is not ROOMY.
     """
     if rank > LARGE_RANK:
         return _crowded_config(rank)
