@@ -14,7 +14,10 @@ from lora_autotune.model_families import shape_from_config
 from lora_autotune.model_shapes import SHIPPED, ModelShape, shipped_shape
 from lora_autotune.task import CHUNK_SIZES, DTypeName, KernelName, Task, offsets_from_widths
 
-__all__ = ["ModelShape", "load_model_shape", "tasks_for"]
+__all__ = ["ModelShape", "layer_task", "layers_of", "load_model_shape", "tasks_for"]
+
+Layer = tuple[int, tuple[int, ...]]
+"""A linear layer's input width, and the widths of its output's slices."""
 
 
 def load_model_shape(source: str) -> ModelShape:
@@ -97,26 +100,39 @@ def tasks_for(
     """
     kernels: tuple[KernelName, ...] = ("shrink", "expand")
     tasks: dict[Task, None] = {}
-    for layers in _layers(shape, tp), _lm_head(shape, tp) if lm_head else []:
-        for kernel, (width, outputs), chunk_size in itertools.product(kernels, layers, chunk_sizes):
-            task = Task(
-                kernel=kernel,
-                K=width if kernel == "shrink" else sum(outputs),
-                R=rank,
-                S=len(outputs),
-                chunk_size=chunk_size,
-                dtype=dtype,
-                slice_offsets=None if kernel == "shrink" else offsets_from_widths(outputs),
-            )
+    for layers in layers_of(shape, tp), _lm_head(shape, tp) if lm_head else []:
+        for kernel, layer, chunk_size in itertools.product(kernels, layers, chunk_sizes):
+            task = layer_task(layer, kernel, rank=rank, chunk_size=chunk_size, dtype=dtype)
             tasks[task] = None
     return list(tasks)
 
 
-_Layer = tuple[int, tuple[int, ...]]
-"""Input width, and the widths of the output's slices."""
+def layer_task(
+    layer: Layer, kernel: KernelName, *, rank: int, chunk_size: int, dtype: DTypeName
+) -> Task:
+    """That of one of the kernels for a layer.
+
+    Raises:
+        UsageError: a rank, dtype or chunk size that no task can have.
+    """
+    width, outputs = layer
+    return Task(
+        kernel=kernel,
+        K=width if kernel == "shrink" else sum(outputs),
+        R=rank,
+        S=len(outputs),
+        chunk_size=chunk_size,
+        dtype=dtype,
+        slice_offsets=None if kernel == "shrink" else offsets_from_widths(outputs),
+    )
 
 
-def _layers(shape: ModelShape, tp: int) -> list[_Layer]:
+def layers_of(shape: ModelShape, tp: int = 1) -> list[Layer]:
+    """The linear layers of one tensor-parallel rank of a model, its lm_head aside.
+
+    Raises:
+        ModelError: the shape cannot be divided by ``tp``.
+    """
     if tp < 1:
         raise ModelError(f"a tensor-parallel size of {tp} makes no sense")
     hidden = shape.hidden_size
@@ -124,7 +140,7 @@ def _layers(shape: ModelShape, tp: int) -> list[_Layer]:
     replicated = tp > shape.num_kv_heads and tp % shape.num_kv_heads == 0
     kv_heads = 1 if replicated else _share(shape.num_kv_heads, tp, "kv heads")
     kv = kv_heads * shape.head_dim
-    layers: list[_Layer] = [(hidden, (q, kv, kv))]
+    layers: list[Layer] = [(hidden, (q, kv, kv))]
     if not shape.only_qkv:
         layers.append((q, (hidden,)))
     if shape.intermediate_size is not None:
@@ -133,7 +149,7 @@ def _layers(shape: ModelShape, tp: int) -> list[_Layer]:
     return layers
 
 
-def _lm_head(shape: ModelShape, tp: int) -> list[_Layer]:
+def _lm_head(shape: ModelShape, tp: int) -> list[Layer]:
     if shape.vocab_size is None:
         raise ModelError(f"{shape.name} has no vocab_size, which lm_head needs")
     return [(shape.hidden_size, (_share(shape.vocab_size, tp, "rows of the vocabulary"),))]

@@ -20,10 +20,7 @@ GPU: about a minute on an H200, and by --tune some three seconds more for each r
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -32,14 +29,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from ahead import compile_ahead
-from contest import Calls, first_line, named, surroundings, times_us
+from clock import Clock
+from contest import Calls, first_line, named, times_us
 from cublas import cublas_call
+from gpu_session import Results, gpu_session, lacks_gpu
 from kernel_rows import Row, all_rows, floor_us
 from published import SET, looked_up, published_config, published_name
 from torch import Tensor
 
-from lora_autotune.evaluators import measuring
 from lora_autotune.evaluators.correctness import TOLERANCES, difference_from_reference
 from lora_autotune.evaluators.cuda import CudaMachine
 from lora_autotune.evaluators.gpu import Gpu
@@ -75,7 +72,7 @@ def tuned(rows: Sequence[Row]) -> list[Config]:
 def measure(row: Row, sides: Sides, gpu: Gpu) -> dict[str, Any]:
     """A row's times, and what went wrong, for the table and for JSON."""
     task, instance = row.task, row.instance
-    bench = make_bench(task, instance, l2_bytes=gpu.l2_bytes, target=gpu.target, seed=0)
+    bench = make_bench(task, instance, gpu=gpu, seed=0)
     scaling = float(bench.batch.scalings[0])
     cublas = [cublas_call(task, instance, operands, scaling) for operands in bench.sets]
     entries: dict[str, Calls] = {"cuBLAS": cublas}
@@ -179,44 +176,32 @@ def main() -> int:
     if options.list:
         print(*rows, sep="\n")
         return 0
-    if not torch.cuda.is_available():
-        print("bench_kernels.py: torch sees no CUDA device", file=sys.stderr)
+    if lacks_gpu("bench_kernels.py"):
         return 2
-    started_s = time.perf_counter()
-    published = published_name()
+    clock, published = Clock(), published_name()
     configs = tuned(rows) if options.tune else [looked_up(row.task) for row in rows]
     sides = {
         row: sides_of(row, config, published=published is not None)
         for row, config in zip(rows, configs, strict=True)
     }
-    results: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as cache_dir:
-        measuring.set_up(cache_dir)
-        gpu = measuring.describe()
-        assert isinstance(gpu, Gpu)
-        about = surroundings(gpu, published)
-        about["ours"] = "tuned for each row" if options.tune else "looked up"
-        print("; ".join(f"{key}: {value}" for key, value in about.items()))
-        work = [
+    ours = "tuned for each row" if options.tune else "looked up"
+    with gpu_session(clock, published, ours=ours) as session:
+        session.compile_ahead(
             (row.task, row.instance, config, kernels)
             for row in rows
             for kernels, config in sides[row].values()
-        ]
-        compile_ahead(work, gpu, cache_dir)
-        print(f"compiled after {time.perf_counter() - started_s:.0f} s", file=sys.stderr)
+        )
         show_heads()
+        results = Results(options.out, session.about, "rows")
         for row in rows:
             try:
-                found = measure(row, sides[row], gpu)
+                found = measure(row, sides[row], session.gpu)
             except Exception as error:  # one row's, not the others'
                 found = {"row": str(row), "us": {}, "failed": {"row": first_line(error)}}
                 found["floor_us"] = floor_us(row.task, row.instance)
-            results.append(found)
             show(found)
-            if options.out is not None:
-                options.out.write_text(json.dumps({"about": about, "rows": results}, indent=1))
-    print(f"{time.perf_counter() - started_s:.0f} s", file=sys.stderr)
-    return 1 if any(found["failed"] for found in results) else 0
+            results.keep(found)
+    return results.status
 
 
 if __name__ == "__main__":

@@ -20,10 +20,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -33,23 +30,23 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from ahead import compile_ahead
-from contest import first_line, named, surroundings, times_us
+from clock import Clock
+from contest import first_line, named, times_us
 from decoder import DEVICE, project, random_projection, random_source
+from gpu_session import Results, gpu_session, lacks_gpu
 from lora_ways import Kernels, OneProduct
 from published import SET, looked_up, published_config, published_name
 from torch import Tensor
 
-from lora_autotune.evaluators import measuring
 from lora_autotune.evaluators.correctness import TOLERANCES
 from lora_autotune.evaluators.gpu import Gpu
 from lora_autotune.kernel_set import BUILTIN
 from lora_autotune.kernels.batch import Batch, served_batch
 from lora_autotune.kernels.linear_forward import linear_gap
 from lora_autotune.kernels.reference import expand_reference, shrink_reference
-from lora_autotune.model import load_model_shape, tasks_for
+from lora_autotune.model import layer_task, layers_of, load_model_shape
 from lora_autotune.space import Config
-from lora_autotune.task import Instance, Task, offsets_from_widths
+from lora_autotune.task import KERNELS, Instance, Task
 
 DTYPE, RANK = "bfloat16", 64
 NAMES = ("plain", "apart", "one", "publ.")
@@ -83,22 +80,10 @@ class Row:
 def all_rows() -> Iterator[Row]:
     """Every layer of both models on every batch of theirs."""
     for name, instances in MODELS.items():
-        shape = load_model_shape(name)
-        tasks = tasks_for(shape, rank=RANK, dtype=DTYPE, chunk_sizes=(128,))
-        q, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
-        hidden, between = shape.hidden_size, shape.intermediate_size
-        assert between is not None
-        layers = (
-            (hidden, (q, kv, kv)),
-            (q, (hidden,)),
-            (hidden, (between, between)),
-            (between, (hidden,)),
-        )
-        for instance, (width, outputs) in itertools.product(instances, layers):
-            offsets = offsets_from_widths(outputs)
+        for instance, layer in itertools.product(instances, layers_of(load_model_shape(name))):
             shrink, expand = (
-                next(t for t in tasks if (t.kernel, t.K, t.S) == (kernel, size, len(outputs)))
-                for kernel, size in (("shrink", width), ("expand", offsets[-1]))
+                layer_task(layer, kernel, rank=RANK, chunk_size=128, dtype=DTYPE)
+                for kernel in KERNELS
             )
             yield Row(model=name, shrink=shrink, expand=expand, instance=instance)
 
@@ -217,41 +202,29 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, l
 def main() -> int:
     """Measure every row; the exit status."""
     options, rows = parse()
-    if not torch.cuda.is_available():
-        print("bench_layers.py: torch sees no CUDA device", file=sys.stderr)
+    if lacks_gpu("bench_layers.py"):
         return 2
-    started_s = time.perf_counter()
     published = published_name()
-    results: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as cache_dir:
-        measuring.set_up(cache_dir)
-        gpu = measuring.describe()
-        assert isinstance(gpu, Gpu)
-        about = surroundings(gpu, published)
-        print("; ".join(f"{key}: {value}" for key, value in about.items()))
+    with gpu_session(Clock(), published) as session:
         sides = {row: sides_of(row, published=published is not None) for row in rows}
-        work = [
+        session.compile_ahead(
             (task, row.instance, config, kernels)
             for row in rows
             for kernels, *configs in sides[row].values()
             for task, config in zip((row.shrink, row.expand), configs, strict=True)
-        ]
-        compile_ahead(work, gpu, cache_dir)
-        print(f"compiled after {time.perf_counter() - started_s:.0f} s", file=sys.stderr)
+        )
         heads = [f"{name:>9}" for name in (*NAMES, *NAMES[1:])]
         print(f"{'us; then of plain':{WIDTH}}", *heads)
+        results = Results(options.out, session.about, "rows")
         for row in rows:
             try:
-                found = measure(row, sides[row], gpu, options.rounds)
+                found = measure(row, sides[row], session.gpu, options.rounds)
             except Exception as error:  # one row's, not the others'
                 found = {"row": str(row), "us": {}, "failed": {"row": first_line(error)}}
-            results.append(found)
             show(found)
             torch.cuda.empty_cache()
-            if options.out is not None:
-                options.out.write_text(json.dumps({"about": about, "rows": results}, indent=1))
-    print(f"{time.perf_counter() - started_s:.0f} s", file=sys.stderr)
-    return 1 if any(found["failed"] for found in results) else 0
+            results.keep(found)
+    return results.status
 
 
 if __name__ == "__main__":

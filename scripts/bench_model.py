@@ -18,10 +18,7 @@ GPU: about a minute on an H200.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,15 +28,15 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from ahead import compile_ahead
-from contest import first_line, named, surroundings, times_us
+from clock import Clock
+from contest import first_line, named, times_us
 from decoder import DEVICE, DTYPE, Attention, Decoder, Lora, Projection
+from gpu_session import Results, gpu_session, lacks_gpu
 from lora_ways import Configs, Kernels, OneProduct
 from published import SET, config_in, looked_up, published_config, published_name
 from torch import Tensor
 
 from lora_autotune.errors import LoraAutotuneError
-from lora_autotune.evaluators import measuring
 from lora_autotune.evaluators.correctness import TOLERANCES
 from lora_autotune.evaluators.gpu import Gpu
 from lora_autotune.kernel_set import BUILTIN
@@ -230,18 +227,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     """Measure every step; the exit status."""
     options = parse()
-    if not torch.cuda.is_available():
-        print("bench_model.py: torch sees no CUDA device", file=sys.stderr)
+    if lacks_gpu("bench_model.py"):
         return 2
-    started_s = time.perf_counter()
     published = published_name()
-    results: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as cache_dir:
-        measuring.set_up(cache_dir)
-        gpu = measuring.describe()
-        assert isinstance(gpu, Gpu)
-        about = surroundings(gpu, published)
-        print("; ".join(f"{key}: {value}" for key, value in about.items()))
+    with gpu_session(Clock(), published) as session:
         variants = {
             step: variants_of(
                 step.chunk_size,
@@ -250,29 +239,25 @@ def main() -> int:
             )
             for step in options.steps
         }
-        work = [
+        session.compile_ahead(
             (task, instance, config, kernels)
             for step in options.steps
             for instance in (step.instance, step.small)
             for kernels, configs in variants[step].values()
             for task, config in configs.items()
-        ]
-        compile_ahead(work, gpu, cache_dir)
-        print(f"compiled after {time.perf_counter() - started_s:.0f} s", file=sys.stderr)
+        )
         shape = load_model_shape(MODEL)
         decoder = Decoder(shape, layers=LAYERS, rank=RANK, slots=ADAPTER_SLOTS)
+        results = Results(options.out, session.about, "steps")
         for step in options.steps:
             try:
-                found = measure(decoder, step, variants[step], gpu, options.rounds)
+                found = measure(decoder, step, variants[step], session.gpu, options.rounds)
             except Exception as error:  # one step's, not the others'
                 found = {"step": step.name, "ms": {}, "failed": {"step": first_line(error)}}
-            results.append(found)
             show(found)
             torch.cuda.empty_cache()
-            if options.out is not None:
-                options.out.write_text(json.dumps({"about": about, "steps": results}, indent=1))
-    print(f"{time.perf_counter() - started_s:.0f} s", file=sys.stderr)
-    return 1 if any(found["failed"] for found in results) else 0
+            results.keep(found)
+    return results.status
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ from lora_autotune.evaluators import compiling
 from lora_autotune.evaluators.cores import compile_workers
 from lora_autotune.evaluators.gpu import Gpu
 from lora_autotune.evaluators.worker import start_fork_server
-from lora_autotune.kernels.batch import Batch, served_batch
+from lora_autotune.kernels.batch import served_batch
 from lora_autotune.space import DEFAULT_CONFIGS, Config, named_space
 from lora_autotune.task import (
     CHUNK_SIZES,
@@ -143,8 +142,7 @@ def compile_layers(shapes: Sequence[tuple[int, int, int, int]], arch: int) -> Co
     outcomes: Counter[str] = Counter()
     for (depth, width, rank, slices), dtype in itertools.product(shapes, DTYPES):
         instance = Instance(tokens=4096, adapters=8)
-        batch = served_batch(instance, rank=rank, chunk_size=16, device="cpu")
-        tensors = {name: each.to("meta") for name, each in vars_of(batch).items()}
+        batch = served_batch(instance, rank=rank, chunk_size=16, device="meta")
 
         def blank(*shape: int, dtype: str = dtype) -> Any:
             return torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
@@ -155,7 +153,7 @@ def compile_layers(shapes: Sequence[tuple[int, int, int, int]], arch: int) -> Co
             blank(4096, slices * rank),
             blank(8, width, rank),
             blank(4096, width),
-            replace(batch, **tensors),
+            batch,
             blank(slices + 1, dtype="int64"),
             GPUS[arch].multiprocessors,
         )
@@ -163,12 +161,6 @@ def compile_layers(shapes: Sequence[tuple[int, int, int, int]], arch: int) -> Co
             fits = launch.compile().metadata.shared <= GPUS[arch].smem_bytes
             outcomes["compiled" if fits else "failed"] += 1
     return outcomes
-
-
-def vars_of(batch: Batch) -> dict[str, Any]:
-    """A batch's tensors by their names."""
-    found = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    return {name: each for name, each in found.items() if not isinstance(each, int)}
 
 
 def check(arch: int, families: Sequence[str], workers: int) -> int:

@@ -249,19 +249,25 @@ def inner_runs(device):
     assert set(runs) == {len(begins)}
 
 
+def fetched_places(launch, tensor):
+    """The elements of a tensor, or beyond it, at which lines begin that a launch fetches ahead."""
+    fetched = []
+    fetch, prefetch._fetch = prefetch._fetch, lambda lines: fetched.append(lines.handle.data.copy())
+    launch()
+    prefetch._fetch = fetch
+    first, size = tensor.data_ptr(), tensor.element_size()
+    return {(int(line) - first) // size for lines in fetched for line in lines.ravel()}
+
+
 def fetches(dtype, parts, width):
     """What shrink fetches ahead of the last adapter lies within the weights, and is all of them."""
     batch = make_batch([2] * 9, ranks=[20] * 3, scalings=[1.0] * 3, chunk_size=16)
     low = (("BLOCK_N", 8), ("BLOCK_K", 128), ("AHEAD", 1))
     x, weights = torch.zeros(9, width, dtype=dtype), torch.zeros(3, 60, width, dtype=dtype)
-    fetched = []
-    fetch, prefetch._fetch = prefetch._fetch, lambda lines: fetched.append(lines.handle.data.copy())
     schedule = Schedule(config=low, spread=True, parts=parts)
     config = {"BLOCK_N": 16, "BLOCK_K": 16}
-    shrink_launch(x, weights, x.new_empty(9, 60), batch, 3, config, schedule=schedule)()
-    prefetch._fetch = fetch
-    first, size = weights.data_ptr(), weights.element_size()
-    places = {(int(line) - first) // size for lines in fetched for line in lines.ravel()}
+    launch = shrink_launch(x, weights, x.new_empty(9, 60), batch, 3, config, schedule=schedule)
+    places = fetched_places(launch, weights)
     own = 2 * 60 * width
     assert min(places) >= own
     assert max(places) < weights.numel()
@@ -280,14 +286,10 @@ def output_fetches(dtype, chunk_size, boundaries, schedule):
     rows, slices, width = len(owners), len(boundaries) - 1, boundaries[-1]
     x, weights = torch.ones(rows, slices * 16, dtype=dtype), torch.ones(4, width, 16, dtype=dtype)
     output = torch.zeros(rows, width + 8, dtype=dtype)
-    fetched = []
-    fetch, prefetch._fetch = prefetch._fetch, lambda lines: fetched.append(lines.handle.data.copy())
     config, offsets = {"BLOCK_N": 128, "BLOCK_K": 16, "PREFETCH": True}, torch.tensor(boundaries)
-    expand_launch(x, weights, output, batch, offsets, config, schedule=Schedule(**schedule))()
-    prefetch._fetch = fetch
-    first, size = output.data_ptr(), output.element_size()
-    lines = itertools.chain.from_iterable(lines.ravel() for lines in fetched)
-    places = {divmod((int(line) - first) // size, width + 8) for line in lines}
+    schedule = Schedule(**schedule)
+    launch = expand_launch(x, weights, output, batch, offsets, config, schedule=schedule)
+    places = {divmod(place, width + 8) for place in fetched_places(launch, output)}
     assert {row for row, _ in places} == {row for row in range(rows) if ranks[owners[row]]}
     assert max(column for _, column in places) < width
     assert places >= {(row, column) for row, _ in places for column in range(0, width, 64)}

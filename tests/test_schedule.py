@@ -296,6 +296,10 @@ def test_tiles_of_one_segment_are_wider_where_they_are_many(tokens, width, rank,
         assert expand_untuned(batch(tokens, 1, chunk_size), width, rank).config == config
 
 
+CRAMPED = {32: chosen(128, 32, 1, maxnreg=168), 64: chosen(64, 64, 1, maxnreg=128)}
+"""Rank -> what tall tiles have where a thread has no registers to spare."""
+
+
 @pytest.mark.parametrize(
     ("capability", "has_room"),
     [(80, False), (89, False), (90, True), (100, True), (103, True), (120, False), (121, False)],
@@ -307,9 +311,8 @@ def test_threads_without_warp_groups_have_more_registers_or_fewer_columns(
     sizes = batch(30_720, 1, 64).sizes
     target = Target(multiprocessors=108, capability=capability)
     schedule = expand_schedule(sizes, 4096, rank, DEFAULT_EXPAND_CONFIG, target)
-    cramped = chosen(128, 32, 1, maxnreg=168) if rank == 32 else chosen(64, 64, 1, maxnreg=128)
     roomy = chosen(128, rank, 1, maxnreg=128)
-    assert schedule.config == (roomy if has_room else cramped)
+    assert schedule.config == (roomy if has_room else CRAMPED[rank])
 
 
 @pytest.mark.parametrize("rank", [32, 64])
@@ -317,8 +320,7 @@ def test_threads_of_programs_that_go_on_in_rounds_are_as_cramped(rank):
     padded = batch(30_720, 1, 64).sizes._replace(grid_segments=1024)
     schedule = expand_schedule(padded, 4096, rank, DEFAULT_EXPAND_CONFIG, HOPPER)
     assert schedule.rounds
-    cramped = chosen(128, 32, 1, maxnreg=168) if rank == 32 else chosen(64, 64, 1, maxnreg=128)
-    assert schedule.config == cramped
+    assert schedule.config == CRAMPED[rank]
 
 
 def test_many_segments_of_few_rows_have_broad_tiles():

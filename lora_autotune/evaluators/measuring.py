@@ -129,8 +129,7 @@ def _make_benches(subject: Subject, place: int = 0) -> list[Bench]:
         make_bench(
             subject.task,
             instance,
-            l2_bytes=_gpu.l2_bytes,
-            target=_gpu.target,
+            gpu=_gpu,
             seed=subject.seed + place * count + i,
             kernels=subject.kernels,
         )

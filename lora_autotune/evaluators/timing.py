@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lora_autotune.evaluators.gpu import Gpu
 from lora_autotune.evaluators.plan import Operands, schedule_of, shapes, task_launch, task_offsets
 from lora_autotune.kernel_set import BUILTIN
 from lora_autotune.kernels.batch import Batch, served_batch
@@ -76,8 +77,7 @@ def make_bench(
     task: Task,
     instance: Instance,
     *,
-    l2_bytes: int,
-    target: Target,
+    gpu: Gpu,
     seed: int,
     kernels: str = BUILTIN,
 ) -> Bench:
@@ -100,14 +100,14 @@ def make_bench(
         )
 
     sets = [operands()]
-    count = min(MAX_SETS, -(-2 * l2_bytes // sets[0].nbytes))
+    count = min(MAX_SETS, -(-2 * gpu.l2_bytes // sets[0].nbytes))
     sets += [operands() for _ in range(count - 1)]
     return Bench(
         task=task,
         batch=batch,
         offsets=task_offsets(task, device=device),
         sets=sets,
-        target=target,
+        target=gpu.target,
         kernels=kernels,
     )
 

@@ -125,9 +125,9 @@ def _gap(
     slices = len(boundaries) - 1
     if dtype != torch.bfloat16:  # what is scaled before it is rounded may not fit a float16
         return f"dtype {dtype}"
-    capability = target(device).capability
-    if capability != CAPABILITY:
-        return f"compute capability {capability / 10}, not {CAPABILITY / 10}"
+    gpu = target(device)
+    if gpu.capability != CAPABILITY:
+        return f"compute capability {gpu.capability / 10}, not {CAPABILITY / 10}"
     if (
         not depth == other_depth == a_depth
         or slots != b_slots
@@ -149,7 +149,7 @@ def _gap(
         return f"slices {boundaries} do not begin at multiples of {BLOCK_N}"
     if slots * rank * (slices * rows + width) > MOST_MEMORY * rows * width:
         return f"{slots} adapters of {slices} x {rank} columns want too much memory"
-    tiles = cdiv(rows, BLOCK_M) * cdiv(width, BLOCK_N) / target(device).multiprocessors
+    tiles = cdiv(rows, BLOCK_M) * cdiv(width, BLOCK_N) / gpu.multiprocessors
     if tiles < max(LEAST_TILES, BUSY * math.ceil(tiles)):
         return f"{tiles:.1f} tiles a multiprocessor"
     return None
